@@ -1,0 +1,101 @@
+"""Checkpoints of a run: trained leaves, optimizer state, step, and the loop's own counters.
+
+Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole or
+not at all. The frozen backbone is not in them.
+"""
+
+import errno
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.train_state import TrainState
+
+
+class TrainedCheckpoints:
+  """The last and the best state of one run."""
+
+  def __init__(self, model_dir: pathlib.Path):
+    self._folder = (model_dir / "checkpoints").absolute()
+    self._managers = {name: self._manager(name) for name in ("last", "best")}
+
+  def latest_step(self) -> int | None:
+    return self._managers["last"].latest_step()
+
+  def save(self, state: TrainState, counters: dict[str, Any], *, best: bool = False) -> None:
+    """Writes one step and then drops the one before.
+
+    Raises:
+      UserError: the disk is full; what was saved before is kept.
+    """
+    manager = self._managers["best" if best else "last"]
+    step = int(state.step)
+    if step in manager.all_steps():
+      return
+    try:
+      manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_as_tree(state)), counters=ocp.args.JsonSave(counters)))
+      manager.wait_until_finished()
+    except Exception as error:
+      if _no_space(error):
+        raise UserError("No space is left while saving a checkpoint",
+                        found=f"{self._folder}: {_first_line(error)}",
+                        wanted="room for the trained parameters and their optimizer state",
+                        fix="free some space and run the same command again: it resumes from "
+                        f"step {self.latest_step()}") from error
+      raise
+
+  def restore(self, abstract: TrainState, *, best: bool = False) -> tuple[TrainState, dict]:
+    """Reads the newest step into the shapes, dtypes and shardings of `abstract`.
+
+    Raises:
+      UserError: the checkpoint is damaged, or holds other parameters.
+    """
+    manager = self._managers["best" if best else "last"]
+    step = manager.latest_step()
+    try:
+      restored = manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_as_tree(abstract)), counters=ocp.args.JsonRestore()))
+    except Exception as error:
+      raise UserError("The run's checkpoint cannot be restored",
+                      found=f"{self._folder}, step {step}: {_first_line(error)}",
+                      wanted="the state that this configuration trains",
+                      fix="remove that step's folder to start from an earlier one, or use a new "
+                      "MODEL_DIR") from error
+    tree = restored["state"]
+    return TrainState(tree["step"], tree["trainable"], _like(abstract.opt_state,
+                                                             tree["opt_state"])), \
+      dict(restored["counters"])
+
+  def close(self) -> None:
+    for manager in self._managers.values():
+      manager.close()
+
+  def _manager(self, name: str) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True,
+                                           enable_async_checkpointing=False)
+    return ocp.CheckpointManager(self._folder / name, options=options)
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+  # The optimizer's named tuples are stored as their leaves in order: optax may rename a field, and
+  # empty nodes have no place in a checkpoint.
+  leaves = jax.tree.leaves(state.opt_state)
+  return {"step": state.step, "trainable": state.trainable,
+          "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}}
+
+
+def _like(structure: Any, leaves: dict[str, Any]) -> Any:
+  return jax.tree.unflatten(jax.tree.structure(structure), [leaves[k] for k in sorted(leaves)])
+
+
+def _no_space(error: BaseException) -> bool:
+  full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+  return full or "No space left" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0][:300]

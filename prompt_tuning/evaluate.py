@@ -1,0 +1,328 @@
+"""Metrics of a model on one split: rank classification, decoding, and loss.
+
+  rank    every label's log-likelihood, summed over its tokens; the encoder runs once an input and
+          all labels are scored in one decoder pass (Brown et al. 2020, section 2.4)
+  decode  greedy text, compared by the task's metric functions
+  loss    nats a target token; and the encoder gap: the loss with another row's input minus the
+          loss with the row's own. Near zero, the decoder ignores the encoder
+
+All arrays a step sees have one shape a run, so each function compiles once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import seqio
+from jax import Array
+
+from prompt_tuning import decoding
+from prompt_tuning.batches import eval_batches
+from prompt_tuning.converter import LengthReport, check_ids, check_truncation
+from prompt_tuning.data import cache_task
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.losses import cross_entropy, sequence_log_likelihood
+from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.run_config import TaskConfig
+from prompt_tuning.task_setup import set_up
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.token_cache import TokenCache
+from prompt_tuning.trees import Split
+
+METHODS = ("auto", "rank", "decode", "loss")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+  """Attributes:
+    batch_size: rows a step.
+    max_examples: the first rows of the split; None: all.
+    method: `rank`, `decode` or `loss`; `auto` ranks where the task has labels, decodes where it
+      has metrics, and else measures the loss.
+    split: of the task.
+  """
+
+  batch_size: int = 64
+  max_examples: int | None = None
+  method: str = "auto"
+  split: str = "validation"
+
+  def __post_init__(self):
+    if self.method not in METHODS:
+      raise UserError("EvalSettings.method is unknown", found=repr(self.method),
+                      wanted="one of " + ", ".join(METHODS), fix=nearest(self.method, METHODS))
+    for name in ("batch_size", "max_examples"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise UserError(f"EvalSettings.{name} is not a count", found=value, wanted="1 or more",
+                        fix=f"set {name} to 64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Attributes:
+    metrics: by name; `examples` is the number of rows.
+    inputs, targets, predictions: texts, a row each (empty for `loss`).
+  """
+
+  metrics: dict[str, float]
+  inputs: list[str]
+  targets: list[str]
+  predictions: list[str]
+
+
+class Evaluator:
+  """One task, one split, one model; call it with parameters."""
+
+  def __init__(self, model: PromptedT5, task: TaskConfig, vocabulary: str,
+               settings: EvalSettings):
+    self._model, self._settings = model, settings
+    self._tokenizer = vocabularies.load_light(vocabulary)
+    self._lengths = dict(task.feature_lengths)
+    setup = set_up(task, vocabulary)
+    self._spec = setup.spec
+    tasks = list(setup.parts.values())
+    for each in tasks:
+      if settings.split not in each.splits:
+        raise UserError(f"Task {each.name!r} has no split {settings.split!r}",
+                        found=", ".join(each.splits) or "no split", wanted=settings.split,
+                        fix="set EvalSettings.split to one of them")
+    self._tasks = tasks
+    self._caches = [
+      self._cache(each, task, stochastic=each.name in setup.stochastic,
+                  fingerprint=setup.fingerprint) for each in tasks]
+    self.report = LengthReport.of(self._caches, self._lengths)
+    self.method = self._method()
+    self._labels = self._label_ids() if self.method == "rank" else None
+
+  @property
+  def best_metric(self) -> tuple[str, bool]:
+    """Which metric chooses the best prompt, and whether more of it is better."""
+    if self.method == "loss":
+      return "loss", False
+    if self.method == "rank":
+      return "accuracy", True
+    return "loss", False
+
+  def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
+    """Evaluates `split.merge(trainable, frozen)`."""
+    runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
+    return runners[self.method](functools.partial(_call, trainable, frozen, split))
+
+  def majority(self) -> dict[str, float]:
+    """The most frequent target of this split, predicted for every row (classification)."""
+    targets = [row["targets_text"] for row in self._rows()]
+    values, counts = np.unique(targets, return_counts=True)
+    return self._metrics(targets, [str(values[np.argmax(counts)])] * len(targets))
+
+  def _method(self) -> str:
+    spec, wanted = self._spec, self._settings.method
+    labels = spec is not None and spec.labels is not None
+    if wanted == "rank" and not labels:
+      raise UserError("Rank classification needs labels", found="a task without labels",
+                      wanted="a classification task", fix="set EvalSettings.method = 'decode'")
+    if wanted != "auto":
+      return wanted
+    if labels:
+      return "rank"
+    denoising = spec is not None and spec.objective is not None
+    has_metrics = all(task.metric_fns for task in self._tasks)
+    return "decode" if has_metrics and not denoising and len(self._tasks) == 1 else "loss"
+
+  def _cache(self, each: seqio.Task, config: TaskConfig, *, stochastic: bool,
+             fingerprint: str) -> TokenCache:
+    # Evaluation draws its noise once: the same rows at every step of every run.
+    cache = cache_task(each, self._settings.split, cache_dir=config.folder(),
+                       epoch_seed=0 if stochastic else None, fingerprint=fingerprint,
+                       use_cached=config.use_cached)
+    check_ids(each.name, cache, self._model.backbone.config.vocab_size)
+    check_truncation(each.name, cache, self._lengths,
+                     max_truncated_inputs=config.max_truncated_inputs,
+                     max_truncated_targets=config.max_truncated_targets)
+    return cache
+
+  def _limits(self) -> list[int]:
+    """How many rows of each cache: `max_examples` is shared out evenly over a mixture's tasks."""
+    if self._settings.max_examples is None:
+      return [len(cache) for cache in self._caches]
+    share = -(-self._settings.max_examples // len(self._caches))
+    return [min(share, len(cache)) for cache in self._caches]
+
+  def _rows(self) -> list[dict[str, Any]]:
+    return [cache[i] for cache, limit in zip(self._caches, self._limits(), strict=True)
+            for i in range(limit)]
+
+  def _batches(self):
+    """Batches of the rows within the limits; the last one of a task is filled up and masked."""
+    for cache, limit in zip(self._caches, self._limits(), strict=True):
+      left = limit
+      for batch in eval_batches(cache, lengths=self._lengths, batch_size=self._settings.batch_size,
+                                prompt_length=self._model.num_virtual_tokens):
+        if left <= 0:
+          break
+        batch["row_mask"] &= np.cumsum(batch["row_mask"]) <= left
+        left -= int(batch["row_mask"].sum())
+        yield batch
+
+  def _label_ids(self) -> np.ndarray:
+    """`[C, U]` ids of the labels with EOS, padded."""
+    rows = [[*self._tokenizer.encode(label), self._tokenizer.eos_id]
+            for label in self._spec.labels]
+    width = max(map(len, rows))
+    if width > self._lengths["targets"]:
+      longest = self._spec.labels[int(np.argmax([len(r) for r in rows]))]
+      raise UserError("A label is longer than the targets", found=f"{longest!r}: {width} tokens",
+                      wanted=f"at most {self._lengths['targets']}",
+                      fix=f"raise TASK_FEATURE_LENGTHS['targets'] to {width}")
+    ids = np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+      ids[i, :len(row)] = row
+    return ids
+
+  def _rank(self, call) -> Result:
+    scores = []
+    for batch in self._batches():
+      found = call(self._model, _score_labels, batch["encoder_input_tokens"], self._labels)
+      scores.append(np.asarray(found)[batch["row_mask"]])
+    scores = np.concatenate(scores)
+    rows = self._rows()
+    labels = self._spec.labels
+    targets = [row["targets_text"] for row in rows]
+    predictions = [labels[i] for i in scores.argmax(axis=1)]
+    known = [labels.index(t) for t in targets]
+    # Renormalised over the labels: what the choice was made by.
+    log_probs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    metrics = self._metrics(targets, predictions)
+    metrics["label_loss"] = float(-log_probs[np.arange(len(rows)), known].mean())
+    metrics["loss"] = float(-scores[np.arange(len(rows)), known].sum()
+                            / sum((self._labels[k] != 0).sum() for k in known))
+    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
+
+  def _decode(self, call) -> Result:
+    predictions, losses = [], []
+    for batch in self._batches():
+      tokens = call(self._model, _greedy, batch["encoder_input_tokens"],
+                    max_length=self._lengths["targets"])
+      kept = np.asarray(tokens)[batch["row_mask"]]
+      predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
+      losses.append(np.asarray(call(self._model, _token_losses, _arrays(batch))))
+    rows = self._rows()
+    targets = [row["targets_text"] for row in rows]
+    metrics = self._metrics(targets, predictions)
+    metrics["loss"] = _mean_loss(losses)
+    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
+
+  def _loss(self, call) -> Result:
+    own, other, examples = [], [], 0
+    for batch in self._batches():
+      arrays = _arrays(batch)
+      own.append(np.asarray(call(self._model, _token_losses, arrays)))
+      if batch["row_mask"].all():
+        # The neighbour's input for every row; in the filled-up batch it could be padding.
+        swapped = arrays | {"encoder_input_tokens":
+                            np.roll(arrays["encoder_input_tokens"], 1, axis=0)}
+        other.append(np.asarray(call(self._model, _token_losses, swapped)) - own[-1])
+      examples += int(batch["row_mask"].sum())
+    metrics = {"loss": _mean_loss(own), "examples": float(examples)}
+    if other:
+      sums = np.stack(other).sum(axis=0)
+      metrics["encoder_gap"] = float(sums[0] / np.stack(own[:len(other)]).sum(axis=0)[1])
+    return Result(metrics, [], [], [])
+
+  def _metrics(self, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    values: dict[str, float] = {"examples": float(len(targets))}
+    for metric in self._tasks[0].metric_fns:
+      values |= {name: float(value) for name, value in metric(targets, predictions).items()}
+    return values
+
+
+def _call(trainable: Any, frozen: Any, split: Split, model: PromptedT5, function: Any, *args: Any,
+          **static: Any) -> Any:
+  """Runs a compiled function on merged parameters; compiled once a function and model."""
+  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())))(
+    trainable, frozen, *args)
+
+
+class _Hashable:
+  """A split as a key of the cache of compiled functions, by identity of its content."""
+
+  def __init__(self, split: Split):
+    self.split = split
+    self._key = tuple(sorted(split.trained.items(), key=lambda item: item[0]))
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Hashable) and self._key == other._key
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(model: PromptedT5, split: _Hashable, function: Any, static: tuple) -> Any:
+  def run(trainable, frozen, *args):
+    params = split.split.merge(trainable, frozen)
+    return function(model, params, *args, **dict(static))
+  return jax.jit(run)
+
+
+def _score_labels(model: PromptedT5, params: Any, tokens: Array, labels: Array) -> Array:
+  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`."""
+  rows, classes = tokens.shape[0], labels.shape[0]
+  encoded = model.apply({"params": params}, tokens, method="encode")
+  # Row-major: the C labels of an input stand together.
+  encoded = jnp.repeat(encoded, classes, axis=0)
+  targets = jnp.tile(labels, (rows, 1))
+  shifted = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  logits = model.apply({"params": params}, encoded, jnp.repeat(tokens, classes, axis=0), shifted,
+                       enable_dropout=False, method="decode")
+  scores = sequence_log_likelihood(logits, targets, (targets != 0).astype(jnp.float32))
+  return scores.reshape(rows, classes)
+
+
+def _greedy(model: PromptedT5, params: Any, tokens: Array, *, max_length: int) -> Array:
+  """`[B, S]` inputs -> `[B, U]` generated ids."""
+  apply = functools.partial(model.apply, {"params": params})
+  cache = apply(tokens, max_length, method="start_decoding")
+
+  def next_logits(last: Array, state: Any) -> tuple[Array, Any]:
+    return apply(last, state, tokens, method="decode_step")
+
+  return decoding.greedy(next_logits, cache, batch_size=tokens.shape[0], max_length=max_length)
+
+
+def _token_losses(model: PromptedT5, params: Any, batch: Mapping[str, Array]) -> Array:
+  """`[2]`: summed cross-entropy of the target tokens, and their number."""
+  logits = model.apply({"params": params}, batch["encoder_input_tokens"],
+                       batch["decoder_input_tokens"], enable_dropout=False)
+  loss = cross_entropy(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"],
+                       z_loss=0.0)
+  return jnp.stack([loss.total, loss.weight_sum])
+
+
+def greedy_decode(model: PromptedT5, params: Any, tokens: Array, max_length: int) -> Array:
+  """`[B, S]` inputs -> `[B, U]` generated ids, for callers outside an evaluation."""
+  nothing = Split({})
+  return _call({}, params, nothing, model, _greedy, tokens, max_length=max_length)
+
+
+def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array) -> Array:
+  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`."""
+  return _call({}, params, Split({}), model, _score_labels, tokens, labels)
+
+
+def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
+           "decoder_loss_weights")
+  arrays = {name: batch[name] for name in names}
+  arrays["decoder_loss_weights"] = (arrays["decoder_loss_weights"]
+                                    * batch["row_mask"][:, None]).astype(np.float32)
+  return arrays
+
+
+def _mean_loss(sums: Sequence[np.ndarray]) -> float:
+  total, tokens = np.stack(sums).sum(axis=0)
+  return float(total / max(tokens, 1.0))

@@ -1,0 +1,231 @@
+"""The parts of a T5 block: dense, RMS norm, attention, MLP, relative position bias.
+
+Leaf names, shapes and logical axes are T5X's (`attention/query/kernel [D, H*K]`, axes
+`("embed", "joined_kv")`), so that its checkpoints map onto these modules by name. Every projection
+takes an optional hook (`interfaces.ProjectionHook`): the seam through which prompt methods act on
+a layer without a line about them here.
+
+Raffel et al. 2020 (arXiv 1910.10683), section 2.1; Shazeer 2020 (arXiv 2002.05202) for the gated
+MLP of T5 1.1.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jax.nn import initializers
+
+from prompt_tuning.interfaces import KeyValues, T5Config
+
+ACTIVATIONS = {
+  "relu": jax.nn.relu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+  "silu": jax.nn.silu,
+  "linear": lambda x: x,
+}
+
+# Added to masked attention logits: far below any real logit, and finite, so that a row whose keys
+# are all masked gives a uniform distribution and not NaN.
+MASKED = -1e10
+
+_FAN_IN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Dense(nn.Module):
+  """`[..., in] -> [..., features]` without bias.
+
+  Attributes:
+    features: size of the output.
+    axes: logical names of the kernel's two axes.
+    scale: factor on the initial kernel.
+  """
+
+  config: T5Config
+  features: int
+  axes: tuple[str, str]
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, hook: Any = None) -> Array:
+    def init(key, shape, dtype):
+      return _FAN_IN(key, shape, dtype) * jnp.asarray(self.scale, dtype)
+
+    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes),
+                        (x.shape[-1], self.features), jnp.dtype(self.config.param_dtype))
+    dtype = jnp.dtype(self.config.dtype)
+    x = x.astype(dtype)
+    y = jnp.dot(x, kernel.astype(dtype))
+    return y if hook is None else hook(x, y).astype(dtype)
+
+
+class RMSNorm(nn.Module):
+  """Scale by the root mean square over D, without mean or bias."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.with_logical_partitioning(initializers.ones, ("embed",)),
+                       (x.shape[-1],), jnp.dtype(self.config.param_dtype))
+    # The mean of squares overflows half precision and loses digits in bfloat16.
+    x = x.astype(jnp.float32)
+    y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True)
+                          + self.config.layer_norm_epsilon)
+    # Rounded before the scale, as in T5X: in bfloat16 the order shows.
+    y = y.astype(jnp.dtype(self.config.dtype))
+    return y * _over_last_axis(scale.astype(y.dtype), y.ndim)
+
+
+class Embed(nn.Module):
+  """The token table `[V, D]`."""
+
+  config: T5Config
+
+  def setup(self):
+    self.embedding = self.param(
+      "embedding",
+      nn.with_logical_partitioning(initializers.normal(1.0), ("vocab", "embed")),
+      (self.config.vocab_size, self.config.emb_dim), jnp.dtype(self.config.param_dtype))
+
+  def __call__(self, tokens: Array) -> Array:
+    """`[B, T]` ids (virtual ones read row 0 and are replaced by the caller) -> `[B, T, D]`."""
+    ids = jnp.clip(tokens, 0, self.config.vocab_size - 1)
+    return jnp.take(self.embedding, ids, axis=0).astype(jnp.dtype(self.config.dtype))
+
+  def attend(self, x: Array) -> Array:
+    """`[..., D] -> [..., V]` logits against the table (T5 1.0)."""
+    return jnp.dot(x, self.embedding.astype(x.dtype).T)
+
+
+class Attention(nn.Module):
+  """Multi-head attention without bias vectors; logits are not scaled by K^-0.5.
+
+  T5 folds that factor into the initial query kernel (Raffel et al., section 2.1 and T5X).
+  """
+
+  config: T5Config
+
+  def setup(self):
+    joined = self.config.num_heads * self.config.head_dim
+    into = ("embed", "joined_kv")
+    self.query = Dense(self.config, joined, into, scale=self.config.head_dim**-0.5)
+    self.key = Dense(self.config, joined, into)
+    self.value = Dense(self.config, joined, into)
+    self.out = Dense(self.config, self.config.emb_dim, ("joined_kv", "embed"))
+    # One mask for all query positions, as T5X has it: cheaper, and the same in expectation.
+    self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+
+  def keys_values(self, x: Array, hooks: Mapping[str, Any]) -> tuple[Array, Array]:
+    """`[B, S, D]` -> keys and values `[B, S, H, K]`."""
+    return (self._heads(self.key(x, hooks.get("key"))),
+            self._heads(self.value(x, hooks.get("value"))))
+
+  def __call__(self, x: Array, keys: Array, values: Array, mask: Array, bias: Array | None,
+               hooks: Mapping[str, Any], extra: KeyValues | None = None,
+               enable_dropout: bool = False) -> Array:
+    """Attends from `x` to given keys and values.
+
+    Args:
+      x: `[B, Q, D]`.
+      keys, values: `[B, S, H, K]`.
+      mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
+      bias: `[1, H, Q, S]` relative position bias, or None.
+      hooks: by projection: query, out.
+      extra: keys and values ahead of these, seen by every query without bias (prefix tuning).
+
+    Returns:
+      `[B, Q, D]`.
+    """
+    queries = self._heads(self.query(x, hooks.get("query")))
+    # Softmax in float32: probabilities of long inputs vanish in bfloat16.
+    logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32)
+    if bias is not None:
+      logits = logits + bias.astype(jnp.float32)
+    logits = logits + jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+    if extra is not None:
+      key = _over_rows(extra.key, x.shape[0]).astype(keys.dtype)
+      ahead = jnp.einsum("bqhk,bphk->bhqp", queries, key, preferred_element_type=jnp.float32)
+      logits = jnp.concatenate([ahead, logits], axis=-1)
+      values = jnp.concatenate(
+        [_over_rows(extra.value, x.shape[0]).astype(values.dtype), values], axis=1)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    weights = self.dropout(weights, deterministic=not enable_dropout)
+    mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+    return self.out(mixed.reshape(*mixed.shape[:2], -1), hooks.get("out"))
+
+  def _heads(self, x: Array) -> Array:
+    return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+
+class MLP(nn.Module):
+  """`[B, T, D] -> [B, T, D]` through F units; gated where two activations are named."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: Array, hooks: Mapping[str, Any], enable_dropout: bool = False) -> Array:
+    activations = self.config.mlp_activations
+    product = None
+    for i, activation in enumerate(activations):
+      name = "wi" if len(activations) == 1 else f"wi_{i}"
+      y = Dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name=name)(x, hooks.get(name))
+      y = ACTIVATIONS[activation](y)
+      product = y if product is None else product * y
+    product = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
+      product, deterministic=not enable_dropout)
+    return Dense(self.config, self.config.emb_dim, ("mlp", "embed"), name="wo")(
+      product, hooks.get("wo"))
+
+
+def relative_position_bucket(relative: np.ndarray | Array, *, bidirectional: bool,
+                             num_buckets: int, max_distance: int) -> Array:
+  """Key position minus query position -> bucket, exact nearby and logarithmic further off."""
+  buckets = 0
+  distance = -relative
+  if bidirectional:
+    num_buckets //= 2
+    buckets = jnp.where(distance < 0, num_buckets, 0)
+    distance = jnp.abs(distance)
+  else:
+    distance = jnp.maximum(distance, 0)
+  exact = num_buckets // 2
+  # The epsilon keeps log(0) of the branch that is not taken finite.
+  ratio = jnp.log(distance.astype(jnp.float32) / exact + jnp.finfo(jnp.float32).eps)
+  far = exact + (ratio / np.log(max_distance / exact) * (num_buckets - exact)).astype(jnp.int32)
+  return buckets + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+
+
+class RelativePositionBias(nn.Module):
+  """One table a stack, `rel_embedding [H, buckets]`, shared by its layers."""
+
+  config: T5Config
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(self, query_positions: Array, key_positions: Array) -> Array:
+    """Positions `[Q]` and `[S]` -> bias `[1, H, Q, S]`."""
+    table = self.param(
+      "rel_embedding",
+      nn.with_logical_partitioning(initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+                                   ("heads", "relpos_buckets")),
+      (self.config.num_heads, self.config.relative_attention_num_buckets),
+      jnp.dtype(self.config.param_dtype))
+    relative = key_positions[None, :] - query_positions[:, None]
+    buckets = relative_position_bucket(
+      relative, bidirectional=self.bidirectional,
+      num_buckets=self.config.relative_attention_num_buckets,
+      max_distance=self.config.relative_attention_max_distance)
+    return jnp.take(table, buckets, axis=1)[None]
+
+
+def _over_last_axis(vector: Array, rank: int) -> Array:
+  return vector.reshape((1,) * (rank - 1) + (-1,))
+
+
+def _over_rows(extra: Array, rows: int) -> Array:
+  """`[1 or B, P, H, K] -> [B, P, H, K]`."""
+  return jnp.broadcast_to(extra, (rows, *extra.shape[1:]))

@@ -1,0 +1,45 @@
+"""Figures of one run, from its metrics alone."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+# Distinguishable in print and in greyscale: by colour, line and marker.
+_STYLES = {"train": {"color": "0.6", "linewidth": 1.0},
+           "validation": {"color": "black", "marker": "o", "markersize": 3},
+           "test": {"color": "tab:orange", "marker": "s", "linestyle": "--"}}
+_CHOICES = ("accuracy", "encoder_gap")
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+  """Draws loss against step, and beside it the metric that matters most where there is one.
+
+  Args:
+    rows: `step, split, metric, value`, as in metrics.csv.
+    path: of the PNG.
+  """
+  second = next((name for name in _CHOICES
+                 if any(r["metric"] == name and r["split"] != "train" for r in rows)), None)
+  names = ["loss"] + ([second] if second else [])
+  figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.2), squeeze=False)
+  for axis, name in zip(axes[0], names, strict=True):
+    for split, style in _STYLES.items():
+      points = sorted((r["step"], r["value"]) for r in rows
+                      if r["metric"] == name and r["split"] == split)
+      if points and not (split == "train" and name != "loss"):
+        axis.plot(*zip(*points, strict=True), label=split, **style)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss (nats a token)" if name == "loss" else name.replace("_", " "))
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.lines:
+      axis.legend(frameon=False)
+  figure.tight_layout()
+  partial = path.with_name(path.stem + ".partial.png")
+  figure.savefig(partial, dpi=150)
+  plt.close(figure)
+  partial.replace(path)

@@ -1,0 +1,206 @@
+"""A T5 with any prompt method in front of it, behind the call surface that T5X's models use.
+
+Parameters are `{"backbone": ..., "prompt": ...}`. The prompt module returns `PromptValues`; this
+module places the embeddings where the input holds negative ids and hands the rest to the stacks.
+
+Lester et al. 2021 (arXiv 2104.08691), section 2: the prompt is concatenated ahead of the embedded
+input and the whole passes through the encoder, so positions are plainly 0 ... P+T-1.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config, is_token
+from prompt_tuning.prompts.initializers import Sources
+from prompt_tuning.t5 import T5, DecoderCache
+
+
+class PromptedT5(nn.Module):
+  """Backbone and prompt.
+
+  Attributes:
+    backbone: the T5.
+    prompt: a module `(PromptContext, enable_dropout) -> PromptValues` with a static
+      `num_virtual_tokens`; None is the plain model.
+    prompt_in_front: virtual tokens are the first P ids of every row, which is compiled as a
+      concatenation. False: they may stand anywhere.
+  """
+
+  backbone: T5
+  prompt: Any = None
+  prompt_in_front: bool = True
+
+  @property
+  def num_virtual_tokens(self) -> int:
+    return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+
+  def prompt_values(self, tokens: Array, prompt_ids: Array | None = None,
+                    enable_dropout: bool = False) -> PromptValues:
+    if self.prompt is None:
+      return PromptValues()
+    return self.prompt(PromptContext(prompt_ids=prompt_ids, tokens=tokens), enable_dropout)
+
+  def encode(self, encoder_input_tokens: Array, encoder_segment_ids: Array | None = None,
+             enable_dropout: bool = False, prompt_ids: Array | None = None) -> Array:
+    """`[B, S]` ids, virtual ones included -> `[B, S, D]`."""
+    values = self.prompt_values(encoder_input_tokens, prompt_ids, enable_dropout)
+    x = self._embed(encoder_input_tokens, values.embeds)
+    return self.backbone.encoder(x, encoder_input_tokens, encoder_segment_ids, values.encoder,
+                                 enable_dropout)
+
+  def decode(self, encoded: Array, encoder_input_tokens: Array, decoder_input_tokens: Array,
+             decoder_target_tokens: Array | None = None,
+             encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
+             decoder_positions: Array | None = None, decode: bool = False,
+             enable_dropout: bool = True, max_decode_length: int | None = None,
+             prompt_ids: Array | None = None) -> Array:
+    """Decoder logits `[B, U, V]`, float32.
+
+    Args:
+      encoded: `[B, S, D]`.
+      encoder_input_tokens: `[B, S]`, for the mask.
+      decoder_input_tokens: `[B, U]`; with `decode` one token a call, `[B, 1]`.
+      decoder_target_tokens, decoder_positions: of T5X's surface; T5 needs neither, since the
+        causal mask hides padding and positions are relative.
+      decode: read and write self-attention in the `cache` collection (T5X's way; our own
+        decoding passes `DecoderCache` by value through `start_decoding` and `decode_step`).
+      max_decode_length: U of that cache when it is made.
+    """
+    del decoder_target_tokens, decoder_positions
+    if decode:
+      return self._decode_in_collection(encoded, encoder_input_tokens, decoder_input_tokens,
+                                        max_decode_length, prompt_ids)
+    values = self.prompt_values(encoder_input_tokens, prompt_ids, enable_dropout)
+    x = self.backbone.embed(decoder_input_tokens)
+    x = self.backbone.decoder(x, encoded, encoder_input_tokens, values.decoder,
+                              encoder_segment_ids, decoder_segment_ids, enable_dropout)
+    return self.backbone.logits(x)
+
+  def __call__(self, encoder_input_tokens: Array, decoder_input_tokens: Array,
+               decoder_target_tokens: Array | None = None,
+               encoder_segment_ids: Array | None = None, decoder_segment_ids: Array | None = None,
+               encoder_positions: Array | None = None, decoder_positions: Array | None = None, *,
+               enable_dropout: bool = True, decode: bool = False,
+               prompt_ids: Array | None = None) -> Array:
+    """Teacher-forced logits `[B, U, V]`, float32."""
+    del encoder_positions
+    encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout, prompt_ids)
+    return self.decode(encoded, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens,
+                       encoder_segment_ids, decoder_segment_ids, decoder_positions, decode,
+                       enable_dropout, None, prompt_ids)
+
+  def start_decoding(self, encoder_input_tokens: Array, max_decode_length: int,
+                     prompt_ids: Array | None = None) -> DecoderCache:
+    """Encodes `[B, S]` and computes the cross-attention keys and values."""
+    values = self.prompt_values(encoder_input_tokens, prompt_ids)
+    encoded = self.encode(encoder_input_tokens, prompt_ids=prompt_ids)
+    return self.backbone.decoder.start(encoded, encoder_input_tokens, values.decoder,
+                                       max_decode_length)
+
+  def decode_step(self, tokens: Array, cache: DecoderCache, encoder_input_tokens: Array,
+                  prompt_ids: Array | None = None) -> tuple[Array, DecoderCache]:
+    """`[B, 1]` ids at position `cache.index` -> logits `[B, V]` of the next, and the cache."""
+    values = self.prompt_values(encoder_input_tokens, prompt_ids)
+    x, cache = self.backbone.decoder.step(self.backbone.embed(tokens), values.decoder, cache)
+    return self.backbone.logits(x)[:, 0], cache
+
+  def _embed(self, tokens: Array, embeds: Array | None) -> Array:
+    if embeds is None:
+      return self.backbone.embed(tokens)
+    if embeds.ndim == 2:
+      embeds = embeds[None]
+    if self.prompt_in_front:
+      length = embeds.shape[1]
+      real = self.backbone.embed(tokens[:, length:])
+      ahead = jnp.broadcast_to(embeds, (tokens.shape[0], *embeds.shape[1:]))
+      return jnp.concatenate([ahead.astype(real.dtype), real], axis=1)
+    real = self.backbone.embed(tokens)
+    # A product instead of a gather: its gradient is a product too, deterministic and without
+    # a scatter. P is small.
+    one_hot = jax.nn.one_hot(-1 - tokens, embeds.shape[1], dtype=embeds.dtype)
+    virtual = jnp.matmul(one_hot, embeds)
+    return jnp.where((tokens < 0)[..., None], virtual.astype(real.dtype), real)
+
+  @nn.compact
+  def _decode_in_collection(self, encoded: Array, encoder_input_tokens: Array,
+                            decoder_input_tokens: Array, max_decode_length: int | None,
+                            prompt_ids: Array | None) -> Array:
+    """T5X's cached decoding: zeros when the cache is made, then one token's logits a call.
+
+    T5X makes the cache with a batch of ones and hands `encoded` to every step, so the collection
+    holds self-attention only; XLA lifts the cross-attention's keys and values out of its loop.
+    """
+    made = self.has_variable("cache", "cached_key")
+    values = self.prompt_values(encoder_input_tokens, prompt_ids)
+    cache = self.backbone.decoder.start(encoded, encoder_input_tokens, values.decoder,
+                                        max_decode_length or decoder_input_tokens.shape[1])
+    key = self.variable("cache", "cached_key", lambda: cache.self_key)
+    value = self.variable("cache", "cached_value", lambda: cache.self_value)
+    index = self.variable("cache", "cache_index", lambda: cache.index)
+    if not made:
+      shape = (*decoder_input_tokens.shape, self.backbone.config.vocab_size)
+      return jnp.zeros(shape, jnp.float32)
+    cache = cache.replace(self_key=key.value, self_value=value.value, index=index.value)
+    logits, cache = self.decode_step(decoder_input_tokens, cache, encoder_input_tokens, prompt_ids)
+    key.value, value.value, index.value = cache.self_key, cache.self_value, cache.index
+    return logits[:, None]
+
+
+def init_backbone(key: Array, config: T5Config) -> dict:
+  """A random backbone tree, without logical-axis boxes."""
+  return nn.meta.unbox(_init_boxed(PromptedT5(T5(config)), key))["backbone"]
+
+
+def abstract_params(model: PromptedT5) -> dict:
+  """The parameter tree as shapes; nothing is allocated."""
+  return nn.meta.unbox(jax.eval_shape(lambda key: _init_boxed(model, key), jax.random.key(0)))
+
+
+def logical_axes(model: PromptedT5) -> dict:
+  """The parameter tree as `PartitionSpec`s of logical axis names."""
+  boxed = jax.eval_shape(lambda key: _init_boxed(model, key), jax.random.key(0))
+  return nn.get_partition_spec(boxed)
+
+
+def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
+  """The prompt's tree `prompt/...`; initialisers that need weights read them from `sources`.
+
+  Raises:
+    UserError: the prompt was built for another width than the backbone's.
+  """
+  if model.prompt is None:
+    return {}
+  # The prompt alone: a backbone made only to be dropped would not fit beside the real one.
+  context = PromptContext(tokens=jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32))
+  params = nn.meta.unbox(model.prompt.init({"params": key}, context, False))["params"]
+  if sources.embedding.shape[1] != model.prompt.config.emb_dim:
+    raise UserError(
+      "The prompt and the backbone differ in width", found=f"prompt D={model.prompt.config.emb_dim}",
+      wanted=f"backbone D={sources.embedding.shape[1]}", fix="use one models/*.gin file for both")
+  return model.prompt.initial_params(key, params, sources)
+
+
+def _init_boxed(model: PromptedT5, key: Array) -> dict:
+  tokens = jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32)
+  return model.init({"params": key}, tokens, tokens[:, :1], enable_dropout=False)["params"]
+
+
+def virtual_tokens(num: int) -> Array:
+  """`[P]`: -1, -2, ..., -P."""
+  return -1 - jnp.arange(num, dtype=jnp.int32)
+
+
+def add_virtual_tokens(tokens: Array, num: int) -> Array:
+  """`[B, T] -> [B, P + T]`, for callers whose batches have none (T5X)."""
+  ahead = jnp.broadcast_to(virtual_tokens(num), (tokens.shape[0], num))
+  return jnp.concatenate([ahead, tokens], axis=1)
+
+
+def real_tokens(tokens: Array) -> Array:
+  """Bool mask of positions that hold text, not padding and not the prompt."""
+  return is_token(tokens) & (tokens > 0)

@@ -1,0 +1,190 @@
+"""Where a prompt starts: the initialisations of Lester et al. 2021 (arXiv 2104.08691), section 3.2.
+
+Every initialiser is a frozen dataclass with `__call__(key, length, sources) -> [P, D]` float32.
+They run after the backbone is restored, because most of them copy rows of its embedding table.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+  """What an initialiser may read.
+
+  Attributes:
+    embedding: `[V, D]` the backbone's token table.
+    encode: text -> token ids, without an end-of-sequence id; None where there is no vocabulary.
+    num_ordinary: ids below this are the vocabulary's own pieces (above: sentinels, padding rows).
+  """
+
+  embedding: Any
+  encode: Callable[[str], Sequence[int]] | None = None
+  num_ordinary: int | None = None
+
+
+class Initializer(Protocol):
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+  """Uniform on [-scale, scale]; the paper's random initialisation has scale 0.5."""
+
+  scale: float = 0.5
+
+  def __post_init__(self):
+    if not self.scale > 0:
+      raise UserError("Uniform.scale is not a width", found=self.scale, wanted="a number above 0",
+                      fix="the paper uses 0.5")
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    shape = (length, sources.embedding.shape[1])
+    return jax.random.uniform(key, shape, jnp.float32, -self.scale, self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledVocabulary:
+  """Rows of the token table, drawn without replacement from the most common pieces.
+
+  SentencePiece orders its pieces by frequency, so the most common are the first after the
+  control ids (padding, end, unknown), which are never drawn.
+
+  Attributes:
+    most_common: how many pieces to draw from; the paper's 5,000. A smaller vocabulary is used
+      whole.
+  """
+
+  most_common: int = 5000
+  first_id: int = 3
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    rows = sources.num_ordinary or sources.embedding.shape[0]
+    last = min(self.first_id + self.most_common, rows)
+    available = last - self.first_id
+    if available < 1:
+      raise UserError("SampledVocabulary has no piece to draw", found=f"{rows} pieces",
+                      wanted=f"more than {self.first_id}", fix="raise most_common")
+    # With fewer pieces than prompt rows, repeats cannot be avoided.
+    ids = self.first_id + jax.random.choice(key, available, (length,), replace=length > available)
+    return jnp.take(jnp.asarray(sources.embedding), ids, axis=0).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+  """One row a class label: the mean of the label's token embeddings; the rest from `fallback`.
+
+  Attributes:
+    labels: the strings that the task's targets take (CLASS_LABELS).
+    fallback: initialiser of the rows that are left; more labels than rows keep the first P.
+  """
+
+  labels: tuple[str, ...]
+  fallback: Initializer = SampledVocabulary()
+
+  def __post_init__(self):
+    labels = self.labels
+    if isinstance(labels, str) or not labels or not all(isinstance(x, str) and x for x in labels):
+      raise UserError("ClassLabels.labels is not a list of labels", found=repr(labels),
+                      wanted="strings, one a class", fix="--gin.CLASS_LABELS=\"['yes', 'no']\"")
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    table = np.asarray(sources.embedding, np.float32)
+    rows = np.stack([table[_ids(label, sources)].mean(axis=0) for label in self.labels])
+    rest = self.fallback(key, length, sources)
+    rows = jnp.asarray(rows[:length])
+    return jnp.concatenate([rows, rest[rows.shape[0]:]], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """The embeddings of a text, without an end-of-sequence token, repeated to fill P rows."""
+
+  text: str
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    ids = _ids(self.text, sources)
+    return jnp.asarray(np.asarray(sources.embedding, np.float32)[np.resize(ids, length)])
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFile:
+  """A prompt saved as `.npy`, `[P, D]` (PROMPT_FILE), ours or the paper's code's."""
+
+  path: str
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    return jnp.asarray(read_prompt(self.path, length, sources.embedding.shape[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class FromRun:
+  """The best prompt of another run, from its MODEL_DIR (prompt transfer, Vu et al. 2022)."""
+
+  model_dir: str
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    folder = pathlib.Path(self.model_dir)
+    if not (folder / "summary.json").is_file():
+      raise UserError("FromRun.model_dir holds no run", found=str(folder),
+                      wanted="a MODEL_DIR with summary.json", fix="give the folder of a run")
+    task = json.loads((folder / "summary.json").read_text()).get("task")
+    if not (folder / "prompt.npy").is_file():
+      raise UserError("The run that the prompt should start from saved no prompt",
+                      found=f"{folder} (task {task})", wanted="prompt.npy in it",
+                      fix="let that run reach its first evaluation")
+    return FromFile(str(folder / "prompt.npy"))(key, length, sources)
+
+
+def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
+  """Reads `[P, D]` float32 and checks it.
+
+  Raises:
+    UserError: no such file, not an array, pickled, or of another length or width.
+  """
+  try:
+    # Pickles run code on load; a prompt is a plain array.
+    table = np.load(path, allow_pickle=False)
+  except FileNotFoundError as error:
+    raise UserError("PROMPT_FILE does not exist", found=path, wanted="a .npy file [P, D]",
+                    fix="give the prompt.npy of a run's MODEL_DIR") from error
+  except (ValueError, OSError, EOFError) as error:
+    raise UserError("PROMPT_FILE is not a prompt", found=f"{path}: {error}",
+                    wanted="a .npy file with one float array [P, D]",
+                    fix="save it with numpy.save(path, array)") from error
+  if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f":
+    found = f"{path}: {getattr(table, 'dtype', type(table))} {getattr(table, 'shape', '')}"
+    raise UserError("PROMPT_FILE is not a prompt", found=found,
+                    wanted="a float array [P, D]", fix="give a prompt.npy")
+  if table.shape[1] != width:
+    raise UserError("The prompt file has the wrong width", found=f"{path}: D = {table.shape[1]}",
+                    wanted=f"D = {width}, the backbone's",
+                    fix="use the prompt with the T5 size it was trained on")
+  if length is not None and table.shape[0] != length:
+    raise UserError("The prompt file has another length", found=f"{path}: P = {table.shape[0]}",
+                    wanted=f"P = {length}", fix=f"--gin.PROMPT_LENGTH={table.shape[0]}")
+  if not np.isfinite(table).all():
+    raise UserError("The prompt file holds values that are not finite", found=path,
+                    wanted="finite numbers", fix="use an earlier prompt of that run")
+  return table.astype(np.float32)
+
+
+def _ids(text: str, sources: Sources) -> np.ndarray:
+  if sources.encode is None:
+    raise UserError("This initialiser needs the vocabulary", found="none was given",
+                    wanted="a tokenizer", fix="set VOCABULARY in the model's gin file")
+  ids = np.asarray(sources.encode(text), np.int32)
+  if ids.size == 0:
+    raise UserError("A text to start the prompt from has no tokens", found=repr(text),
+                    wanted="at least one token", fix="give a word")
+  return ids

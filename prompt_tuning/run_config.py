@@ -1,0 +1,153 @@
+"""What every command needs to know: which model, which task; and their checks before any weight.
+
+gin fills these frozen dataclasses. `ModelConfig` says backbone, prompt, vocabulary and where the
+weights come from; `TaskConfig` says the data and its lengths.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import trees
+from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.errors import UserError
+from prompt_tuning.interfaces import DTYPES, T5Config
+from prompt_tuning.prompted import PromptedT5, abstract_params, init_backbone, init_prompt
+from prompt_tuning.prompts.initializers import Sources, read_prompt
+from prompt_tuning.t5 import T5
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.train_state import purpose_key
+
+RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Backbone, prompt, vocabulary, weights.
+
+  Attributes:
+    backbone: the architecture (BACKBONE).
+    prompt: a prompt module, or None.
+    vocabulary: VOCABULARY: `tiny`, `bytes`, or the path of a SentencePiece model.
+    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH: a shipped model's name, a folder, or `random`.
+    frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
+    prompt_in_front: virtual tokens are the first ids of every row.
+  """
+
+  backbone: T5Config
+  prompt: Any = None
+  vocabulary: str = "tiny"
+  initial_checkpoint_path: str = RANDOM
+  frozen_dtype: str = "float32"
+  prompt_in_front: bool = True
+
+  def __post_init__(self):
+    if self.frozen_dtype not in DTYPES:
+      raise UserError("FROZEN_DTYPE is unknown", found=repr(self.frozen_dtype),
+                      wanted="one of " + ", ".join(DTYPES), fix="--gin.FROZEN_DTYPE=\"'bfloat16'\"")
+    if self.prompt is not None and self.prompt.config.emb_dim != self.backbone.emb_dim:
+      raise UserError("The prompt and the backbone differ in width",
+                      found=f"prompt D = {self.prompt.config.emb_dim}",
+                      wanted=f"D = {self.backbone.emb_dim}", fix="use one models/*.gin file")
+
+  def module(self) -> PromptedT5:
+    return PromptedT5(T5(self.backbone), self.prompt, prompt_in_front=self.prompt_in_front)
+
+  def tokenizer(self) -> vocabularies.Tokenizer:
+    """The vocabulary, checked against the size of the embedding table."""
+    tokenizer = vocabularies.load_light(self.vocabulary)
+    if tokenizer.vocab_size > self.backbone.vocab_size:
+      raise UserError("The vocabulary does not fit the embedding table",
+                      found=f"{tokenizer.vocab_size} ids in {self.vocabulary!r}",
+                      wanted=f"at most {self.backbone.vocab_size}, the table's rows",
+                      fix="set VOCABULARY to the one the checkpoint was trained with")
+    return tokenizer
+
+  def check(self) -> pathlib.Path | None:
+    """Everything about the weights that can be known without reading them."""
+    self.tokenizer()
+    if self.initial_checkpoint_path == RANDOM:
+      return None
+    return backbone_files.check(self.initial_checkpoint_path, self.backbone,
+                                vocabularies.fingerprint(self.vocabulary))
+
+  def load_backbone(self, seed: int, trained: trees.Split | None = None) -> dict[str, Any]:
+    """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`."""
+    folder = self.check()
+    expected = abstract_params(PromptedT5(T5(self.backbone)))["backbone"]
+    patterns = trained.trained if trained is not None else {}
+
+    def target(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+      # A leaf of which some layers are trained is kept in float32 whole.
+      dtype = "float32" if f"backbone/{path}" in patterns else self.frozen_dtype
+      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+
+    expected = trees.map_with_path(target, expected)
+    if folder is not None:
+      return backbone_files.restore(folder, expected)
+    params = jax.jit(lambda key: init_backbone(key, self.backbone))(purpose_key(seed, "init"))
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, expected)
+
+  def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The prompt's parameters where training starts, or {} without a prompt."""
+    tokenizer = self.tokenizer()
+    sources = Sources(embedding=backbone["token_embedder"]["embedding"], encode=tokenizer.encode,
+                      num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS)
+    return init_prompt(purpose_key(seed, "prompt"), self.module(), sources)
+
+  def load_prompt(self, path: str) -> dict[str, Any]:
+    """A trained prompt from `PROMPT_FILE`."""
+    if self.prompt is None:
+      raise UserError("PROMPT_FILE is given, but the model has no prompt", found=path,
+                      wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
+    return {"embedding": jnp.asarray(
+      read_prompt(path, self.prompt.length, self.backbone.emb_dim))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+  """The data.
+
+  Attributes:
+    name: MIXTURE_OR_TASK_NAME, of this package's tasks, or registered with seqio.
+    module: MIXTURE_OR_TASK_MODULE, imported first, so that a user's tasks are registered.
+    feature_lengths: TASK_FEATURE_LENGTHS, {"inputs": T, "targets": U} in real tokens.
+    source: an object whose `spec()` makes the task `name` (a user's files, a text corpus), or None.
+    use_cached: USE_CACHED_TASKS, read seqio's offline cache.
+    pack: several examples a row (pre-training).
+    stochastic: a user's own seqio task draws random numbers, so each epoch is made anew. (Of this
+      package's tasks it is known.)
+    max_truncated_inputs, max_truncated_targets: share of rows that may lose their end.
+    cache_dir: where token caches are kept; None: PROMPT_TUNING_CACHE or ~/.cache/prompt_tuning.
+  """
+
+  name: str
+  feature_lengths: Mapping[str, int]
+  module: str | None = None
+  source: Any = None
+  use_cached: bool = False
+  pack: bool = False
+  stochastic: bool = False
+  max_truncated_inputs: float = 0.05
+  max_truncated_targets: float = 0.0
+  cache_dir: str | None = None
+
+  def __post_init__(self):
+    lengths = self.feature_lengths
+    if not isinstance(lengths, Mapping) or not {"inputs", "targets"} <= lengths.keys():
+      keys = sorted(lengths) if isinstance(lengths, Mapping) else lengths
+      raise UserError("TASK_FEATURE_LENGTHS lacks a feature", found=f"keys {keys}",
+                      wanted="inputs and targets",
+                      fix="--gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 64}\"")
+
+  def folder(self) -> pathlib.Path:
+    """Where token caches are kept."""
+    if self.cache_dir is not None:
+      return pathlib.Path(self.cache_dir)
+    home = os.environ.get("PROMPT_TUNING_CACHE") or pathlib.Path.home() / ".cache/prompt_tuning"
+    return pathlib.Path(home) / "tokens"

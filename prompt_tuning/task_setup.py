@@ -1,0 +1,53 @@
+"""From a `TaskConfig` to the seqio task, and what its caches depend on."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import seqio
+
+from prompt_tuning.run_config import TaskConfig
+from prompt_tuning.tasks import registry
+from prompt_tuning.tasks.spec import TaskSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSetup:
+  """A task, ready to be read.
+
+  Attributes:
+    task: the seqio task or mixture.
+    parts: its seqio tasks by name.
+    rows: our table's row behind each part; None for tasks that a user registered with seqio.
+    stochastic: names of the parts whose preprocessors draw random numbers.
+    fingerprint: of all sources' text that we know.
+  """
+
+  task: Any
+  parts: Mapping[str, seqio.Task]
+  rows: Mapping[str, TaskSpec | None]
+  stochastic: tuple[str, ...]
+  fingerprint: str
+
+  @property
+  def spec(self) -> TaskSpec | None:
+    """The row of a single task of ours."""
+    return next(iter(self.rows.values())) if len(self.rows) == 1 else None
+
+
+def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
+  """Resolves names, imports modules, registers with seqio; reads no row but for the fingerprint.
+
+  Raises:
+    UserError: there is no such task or module.
+  """
+  row = config.name if config.source is None else config.source.spec()
+  task = registry.resolve(row, module=config.module, vocabulary=vocabulary)
+  tasks = list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
+  rows = {each.name: registry.row_of(each.name) for each in tasks}
+  stochastic = tuple(name for name, row in rows.items()
+                     if (config.stochastic if row is None else row.objective is not None))
+  known = sorted({row.source.fingerprint() for row in rows.values() if row is not None})
+  fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16] if known else ""
+  return TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)

@@ -1,0 +1,192 @@
+"""A finite task, tokenised once: ragged int32 rows in flat memory-mapped files.
+
+Tokenising is the slow part of the input pipeline and gives the same rows every epoch, so it is done
+once. With random access to any row, the batch of a step follows from the step's number alone.
+
+A cache is one folder: `<feature>.int32` holds all ids end to end, `<feature>.offsets.npy` the
+`rows + 1` borders, `<feature>_text.utf8` and `<feature>_text.offsets.npy` the text that was
+tokenised, `meta.json` the counts. It is written beside its final name and renamed into place, so a
+folder that exists under its final name is complete, whoever was killed meanwhile.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+
+from prompt_tuning.errors import UserError
+
+FORMAT_VERSION = 1
+FEATURES = ("inputs", "targets")
+META = "meta.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+  """Rows end to end: `values` int32 ids or utf-8 bytes, `lengths` of each row in that unit."""
+
+  values: np.ndarray | bytes
+  lengths: np.ndarray
+
+
+class TokenCache:
+  """The rows of one task and split; opening it reads the offsets, not the ids.
+
+  Attributes:
+    folder: where it lies.
+    has_text: whether the texts before tokenising were kept.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    """Raises `UserError` if `folder` isn't a whole cache of this format."""
+    self.folder = pathlib.Path(folder)
+    try:
+      meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
+      self._rows, self.has_text = meta["rows"], meta["has_text"]
+      self._id_range = {name: tuple(meta["id_range"][name]) for name in FEATURES}
+      names = [*FEATURES, *(f"{name}_text" for name in FEATURES if self.has_text)]
+      self._offsets = {name: np.load(self.folder / f"{name}.offsets.npy") for name in names}
+      self._values = {name: _open_values(self.folder, name) for name in names}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise _broken(self.folder, f"{type(error).__name__}: {error}") from error
+    for name in names:
+      if len(self._offsets[name]) != self._rows + 1:
+        raise _broken(self.folder, f"{len(self._offsets[name]) - 1} rows of {name}")
+      if self._offsets[name][-1] != len(self._values[name]):
+        raise _broken(self.folder, f"{len(self._values[name])} values of {name}")
+
+  def __len__(self) -> int:
+    return self._rows
+
+  def __getitem__(self, row: int) -> dict[str, np.ndarray | str]:
+    """One row: `inputs`, `targets` `[n]` int32; `inputs_text`, `targets_text`, "" if not kept."""
+    result: dict[str, np.ndarray | str] = {}
+    for name in FEATURES:
+      result[name] = self.ids(name, row)
+      result[f"{name}_text"] = self._text(f"{name}_text", row) if self.has_text else ""
+    return result
+
+  def ids(self, feature: str, row: int) -> np.ndarray:
+    """`[n]` int32: the ids of one row, untrimmed."""
+    if not 0 <= row < self._rows:
+      raise IndexError(f"row {row} of {self._rows}")
+    return np.array(self._slice(feature, row), np.int32)
+
+  def lengths(self, feature: str) -> np.ndarray:
+    """`[rows]` int64: how many ids each row of `feature` has."""
+    return np.diff(self._offsets[feature])
+
+  def last_ids(self, feature: str) -> np.ndarray:
+    """`[rows]` int32: the last id of each row, 0 where a row is empty."""
+    ends = self._offsets[feature][1:]
+    last = np.zeros(self._rows, np.int32)
+    filled = self.lengths(feature) > 0
+    last[filled] = self._values[feature][ends[filled] - 1]
+    return last
+
+  def id_range(self, feature: str) -> tuple[int, int] | None:
+    """The smallest and the largest id of `feature`; None when every row is empty."""
+    return self._id_range[feature] or None
+
+  def _slice(self, name: str, row: int) -> np.ndarray:
+    start, end = self._offsets[name][row:row + 2]
+    return self._values[name][start:end]
+
+  def _text(self, name: str, row: int) -> str:
+    return self._slice(name, row).tobytes().decode("utf-8", errors="replace")
+
+
+def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]]) -> TokenCache:
+  """Writes `chunks` of rows as the cache `folder`, or opens what another process finished first.
+
+  Args:
+    folder: the final place; nothing is there before everything is.
+    chunks: each with `inputs` and `targets`; the texts (`inputs_text`, `targets_text`) in every
+      chunk or in none.
+
+  Raises `UserError` when there are no rows or the disk refuses.
+  """
+  folder = pathlib.Path(folder)
+  partial = None
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    rows = _write(partial, chunks)
+    if not rows:
+      raise UserError("There are no examples to tokenise", found=f"0 rows for {folder.name}",
+                      wanted="1 row or more", fix="check the task's source and its filters")
+    _rename(partial, folder)
+  except OSError as error:
+    raise UserError("The token cache could not be written", found=str(error),
+                    wanted=f"a folder with free space at {folder.parent}",
+                    fix="free some space or choose another cache folder") from error
+  finally:
+    if partial is not None:
+      shutil.rmtree(partial, ignore_errors=True)
+  return TokenCache(folder)
+
+
+def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]]) -> int:
+  lengths: dict[str, list[np.ndarray]] = {}
+  lows: dict[str, list[int]] = {name: [] for name in FEATURES}
+  highs: dict[str, list[int]] = {name: [] for name in FEATURES}
+  files = {}
+  try:
+    for chunk in chunks:
+      for name, ragged in chunk.items():
+        if name not in files:
+          files[name] = open(_values_path(folder, name), "wb")  # noqa: SIM115
+        lengths.setdefault(name, []).append(np.asarray(ragged.lengths, np.int64))
+        if name in FEATURES and len(ragged.values):
+          lows[name].append(int(ragged.values.min()))
+          highs[name].append(int(ragged.values.max()))
+        values = ragged.values
+        files[name].write(values if isinstance(values, bytes) else
+                          np.ascontiguousarray(values, "<i4").data)
+  finally:
+    for file in files.values():
+      file.close()
+  rows = sum(map(len, lengths.get("inputs", ())))
+  for name, parts in lengths.items():
+    borders = np.cumsum(np.concatenate([np.zeros(1, np.int64), *parts]), dtype=np.int64)
+    np.save(folder / f"{name}.offsets.npy", borders)
+  id_range = {name: [min(lows[name]), max(highs[name])] if lows[name] else [] for name in FEATURES}
+  meta = {"format": FORMAT_VERSION, "rows": rows, "has_text": "inputs_text" in lengths,
+          "id_range": id_range}
+  (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+  return rows
+
+
+def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
+  try:
+    os.rename(partial, folder)
+  except OSError:
+    # Renaming onto a folder that isn't empty fails: another process finished the same cache.
+    if not (folder / META).exists():
+      raise
+    log.info("another process wrote %s first", folder.name)
+
+
+def _values_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  return folder / (f"{name}.int32" if name in FEATURES else f"{name}.utf8")
+
+
+def _open_values(folder: pathlib.Path, name: str) -> np.ndarray:
+  path = _values_path(folder, name)
+  dtype = np.dtype("<i4" if name in FEATURES else "u1")
+  # An empty file can't be mapped.
+  return np.asarray(np.memmap(path, dtype, mode="r")) if path.stat().st_size else np.zeros(0, dtype)
+
+
+def _broken(folder: pathlib.Path, found: str) -> UserError:
+  return UserError(f"The token cache {folder.name} is damaged", found=found,
+                   wanted="the files that this program wrote there",
+                   fix=f"delete {folder}: it is made again")

@@ -1,0 +1,341 @@
+"""The training loop: pre-training, LM adaptation, model and prompt tuning are settings of it.
+
+  check settings -> data -> weights -> compile -> steps, evaluations, checkpoints -> summary
+
+Everything that can be wrong is checked before the weights are loaded. Metrics stay on the device
+until a log is due, so a step never waits for the host. A run that is repeated resumes, with the
+same result to the bit, because the batch, the dropout mask and the rates of a step depend on the
+seed and its number alone.
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning import partitioning, trees
+from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.checkpoints.trained import TrainedCheckpoints
+from prompt_tuning.data import TrainData
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
+from prompt_tuning.optimizers import Optimizer
+from prompt_tuning.prefetch import Prefetcher
+from prompt_tuning.progress import Progress
+from prompt_tuning.prompted import abstract_params
+from prompt_tuning.run_config import ModelConfig, TaskConfig
+from prompt_tuning.run_dir import RunDir, describe, environment
+from prompt_tuning.task_setup import set_up
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.train_state import LossConfig, TrainState, make_train_step, new_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """One training run.
+
+  Attributes:
+    model, task, optimizer: what, on which data, how.
+    model_dir: MODEL_DIR.
+    trainable: TRAINABLE, path patterns of backbone parameters that are trained besides the prompt.
+    train_steps: TRAIN_STEPS, of this run.
+    batch_size: BATCH_SIZE, rows a step over all devices.
+    eval_period: EVAL_PERIOD, steps between evaluations; each one also saves.
+    log_period: steps between lines of metrics.csv.
+    seed: RANDOM_SEED.
+    eval_settings: of the evaluations during training; None: none.
+    patience: stop after this many evaluations without a better one; None: never.
+    prefetch: batches prepared ahead.
+  """
+
+  model: ModelConfig
+  task: TaskConfig
+  optimizer: Optimizer
+  model_dir: str
+  train_steps: int
+  batch_size: int
+  trainable: tuple[str, ...] = ()
+  eval_period: int = 1000
+  log_period: int = 20
+  seed: int = 0
+  loss: LossConfig = LossConfig()
+  eval_settings: EvalSettings | None = EvalSettings()
+  patience: int | None = None
+  prefetch: int = 4
+
+  def __post_init__(self):
+    for name in ("train_steps", "batch_size", "eval_period", "log_period", "prefetch"):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise UserError(f"TrainConfig.{name} is not a count", found=repr(value),
+                        wanted="a whole number, 1 or more",
+                        fix=f"--gin.{name.upper()}=100")
+    if self.patience is not None and self.eval_settings is None:
+      raise UserError("Early stopping needs evaluations", found="patience without eval_settings",
+                      wanted="both", fix="set eval_settings, or patience = None")
+    object.__setattr__(self, "trainable", tuple(self.trainable))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a run ends with.
+
+  Attributes:
+    params: `{"backbone": ..., "prompt": ...}` of the best evaluation (the last step without any).
+    best: the best evaluation, or None.
+    step: steps that are done.  interrupted: it was told to stop and can be resumed.
+    summary: what summary.json holds.
+  """
+
+  params: Mapping[str, Any]
+  best: Result | None
+  step: int
+  interrupted: bool
+  summary: Mapping[str, Any]
+
+
+class _Stop:
+  """Turns SIGTERM and SIGINT into a flag that the loop reads between two steps."""
+
+  def __init__(self):
+    self.asked = False
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self):
+    # Handlers can only be set by the main thread.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._ask)
+    return self
+
+  def __exit__(self, *unused):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _ask(self, number: int, frame: Any) -> None:
+    if self.asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.asked = True
+
+
+class Trainer:
+  """Holds what a run is made of; `train(config)` is the way in."""
+
+  def __init__(self, config: TrainConfig, operative_config: str):
+    self.config = config
+    self.started = time.time()
+    self.mesh = partitioning.make_mesh()
+    partitioning.check_batch_size(config.batch_size, config.loss.num_microbatches, self.mesh)
+    self.module = config.model.module()
+    config.model.check()
+    self.split = trees.plan_split(abstract_params(self.module), config.trainable)
+    self.dir = RunDir(config.model_dir)
+    self.data = self._data()
+    self.evaluator = None if config.eval_settings is None else Evaluator(
+      self.module, config.task, config.model.vocabulary, config.eval_settings)
+    self.dir.claim(describe(config))
+    self.dir.write_config(operative_config)
+    self.checkpoints = TrainedCheckpoints(self.dir.path)
+    self.transformation = None
+    self.counters: dict[str, Any] = {"best": None, "best_step": None, "worse": 0, "seconds": 0.0}
+
+  def run(self) -> Outcome:
+    config = self.config
+    state, frozen, summary = self._start()
+    step = int(state.step)
+    compiled = self._compile(state, frozen, summary)
+    self.dir.write_summary(summary)
+    best: Result | None = None
+    pending: list[tuple[int, Any]] = []
+    stopped_early = False
+    with (_Stop() as stop, Progress(config.train_steps, step) as progress,
+          Prefetcher(self._device_batch, start=step, stop=config.train_steps,
+                     ahead=config.prefetch) as batches):
+      began, ended = time.time(), False
+      if step == 0 and self.evaluator is not None:
+        best = self._evaluate(state, frozen, 0, progress, best)
+      while not ended and step < config.train_steps:
+        state, metrics = compiled(state, frozen, next(batches))
+        step += 1
+        pending.append((step, metrics))
+        progress.advance()
+        due = step % config.eval_period == 0 or step == config.train_steps or stop.asked
+        if due or step % config.log_period == 0:
+          self._log(pending, began, progress)
+          pending, began = [], time.time()
+        if due:
+          if not stop.asked and self.evaluator is not None:
+            best = self._evaluate(state, frozen, step, progress, best)
+            stopped_early = (config.patience is not None
+                             and self.counters["worse"] >= config.patience)
+          self._save(state)
+          began = time.time()
+          ended = stop.asked or stopped_early
+      interrupted = stop.asked and step < config.train_steps
+    return self._finish(state, frozen, best, step, interrupted, stopped_early, summary)
+
+  def _data(self) -> TrainData:
+    config = self.config
+    setup = set_up(config.task, config.model.vocabulary)
+    self.corpus = setup.fingerprint
+    return TrainData(
+      setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size, seed=config.seed,
+      cache_dir=config.task.folder(), prompt_length=self.module.num_virtual_tokens,
+      pack=config.task.pack, stochastic=setup.stochastic, use_cached=config.task.use_cached,
+      fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
+      max_truncated_inputs=config.task.max_truncated_inputs,
+      max_truncated_targets=config.task.max_truncated_targets,
+      host_index=jax.process_index(), host_count=jax.process_count())
+
+  def _device_batch(self, step: int) -> Any:
+    return jax.device_put(self.data.at(step), partitioning.over_batch(self.mesh))
+
+  def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
+    """Weights and state, at step 0 or where the run was left; and the summary of what was done."""
+    config = self.config
+    backbone = config.model.load_backbone(config.seed, self.split)
+    prompt = config.model.start_prompt(backbone, config.seed)
+    params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
+    trainable, frozen = jax.device_put(self.split.split(params),
+                                       partitioning.replicated(self.mesh))
+    self.transformation = config.optimizer.build(trainable)
+    state = new_state(trainable, self.transformation)
+    resumed = self.checkpoints.latest_step()
+    if resumed is not None:
+      # Numbers after the checkpoint were computed by steps that will be repeated.
+      state, self.counters = self.checkpoints.restore(state)
+      self.dir.forget_after(resumed)
+      log.info("resuming at step %d", resumed)
+    summary = self._summary(trainable, frozen, backbone, resumed)
+    return state, frozen, summary
+
+  def _summary(self, trainable: Any, frozen: Any, backbone: Any,
+               resumed: int | None) -> dict[str, Any]:
+    config = self.config
+    random = config.model.initial_checkpoint_path == "random"
+    size = {"parameters": trees.count(backbone), "bytes": trees.num_bytes(backbone)}
+    nothing = {"parameters": 0, "bytes": 0}
+    prompt = trainable.get("prompt", {})
+    return {
+      "task": config.task.name, "corpus": self.corpus,
+      "restored": nothing if random else size, "initialised": {
+        "backbone": size if random else nothing,
+        "prompt": {"parameters": trees.count(prompt), "bytes": trees.num_bytes(prompt)}},
+      "trained": {"parameters": trees.count(trainable), "bytes": trees.num_bytes(trainable),
+                  "share": trees.count(trainable) / (trees.count(trainable) + trees.count(frozen))},
+      "frozen": {"parameters": trees.count(frozen), "bytes": trees.num_bytes(frozen)},
+      "backbone": {"from": config.model.initial_checkpoint_path,
+                   "fingerprint": backbone_files.fingerprint(backbone)},
+      "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
+               "long_targets": self.data.report.long_targets,
+               "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
+      "resumed_at": resumed, **environment(config.seed)}
+
+  def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
+    config = self.config
+    step = make_train_step(self.module, self.split, config.optimizer, self.transformation,
+                           config.loss, config.seed)
+    began = time.time()
+    batch = self._device_batch(int(state.step))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+    summary["seconds"] = {"to_first_step": time.time() - self.started,
+                          "compile": time.time() - began}
+    return compiled
+
+  def _log(self, pending: list[tuple[int, Any]], began: float, progress: Progress) -> None:
+    """One host sync for all the steps since the last log; stops at the first bad number."""
+    values = jax.device_get([metrics for _, metrics in pending])
+    for (step, _), metrics in zip(pending, values, strict=True):
+      if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        raise UserError(
+          f"The loss or its gradient is not finite at step {step}",
+          found=f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}",
+          wanted="finite numbers",
+          fix="lower LEARNING_RATE; the last good state is kept in "
+          f"{self.dir.path} (step {self.checkpoints.latest_step()})")
+    seconds = time.time() - began
+    self.counters["seconds"] += seconds
+    mean = {name: float(np.mean([m[name] for m in values])) for name in values[0]}
+    mean["steps_per_second"] = len(pending) / max(seconds, 1e-9)
+    mean["tokens_per_second"] = self._tokens_per_step() * mean["steps_per_second"]
+    self.dir.log(pending[-1][0], "train", mean)
+    progress.show(pending[-1][0], mean)
+
+  def _tokens_per_step(self) -> int:
+    lengths = self.config.task.feature_lengths
+    positions = lengths["inputs"] + lengths["targets"] + self.module.num_virtual_tokens
+    return self.config.batch_size * positions
+
+  def _evaluate(self, state: TrainState, frozen: Any, step: int, progress: Progress,
+                best: Result | None) -> Result | None:
+    result = self.evaluator(state.trainable, frozen, self.split)
+    self.dir.log(step, "validation", result.metrics)
+    progress.evaluated(step, result.metrics)
+    name, more_is_better = self.evaluator.best_metric
+    value = result.metrics[name]
+    old = self.counters["best"]
+    if old is not None and not (value > old if more_is_better else value < old):
+      self.counters["worse"] += 1
+      return best
+    self.counters |= {"best": value, "best_step": step, "worse": 0}
+    self._write_best(state)
+    self.checkpoints.save(state, self.counters, best=True)
+    return result
+
+  def _write_best(self, state: TrainState) -> None:
+    if "prompt" in state.trainable:
+      self.dir.write_prompt(self.module.prompt.serving_table(state.trainable["prompt"]))
+
+  def _save(self, state: TrainState) -> None:
+    self.checkpoints.save(state, self.counters)
+    self.dir.plot()
+
+  def _finish(self, state: TrainState, frozen: Any, best: Result | None, step: int,
+              interrupted: bool, stopped_early: bool, summary: dict[str, Any]) -> Outcome:
+    if self.evaluator is not None:
+      state, _ = self.checkpoints.restore(state, best=True)
+    else:
+      self._write_best(state)
+    params = self.split.merge(state.trainable, frozen)
+    if best is None and self.evaluator is not None and not interrupted:
+      best = self.evaluator(state.trainable, frozen, self.split)
+    trains_backbone = any(path.startswith("backbone/") for path in self.split.trained)
+    if trains_backbone:
+      self._write_backbone(params["backbone"], int(state.step))
+    summary |= {"steps": step, "interrupted": interrupted, "stopped_early": stopped_early,
+                "best_step": self.counters["best_step"],
+                "best": None if best is None else best.metrics}
+    summary["seconds"] |= {"steps": self.counters["seconds"],
+                           "total": time.time() - self.started}
+    self.dir.write_summary(summary)
+    self.dir.close()
+    self.checkpoints.close()
+    return Outcome(params, best, step, interrupted, summary)
+
+  def _write_backbone(self, params: Mapping[str, Any], step: int) -> None:
+    config = self.config
+    backbone_files.save(
+      pathlib.Path(config.model_dir) / "backbone", params, config.model.backbone,
+      vocabulary=vocabularies.fingerprint(config.model.vocabulary),
+      about={"from": config.model.initial_checkpoint_path, "task": config.task.name, "step": step,
+             "corpus": self.corpus})
+
+
+def train(config: TrainConfig, operative_config: str = "") -> Outcome:
+  """Runs or resumes one training run.
+
+  Raises:
+    UserError: a setting, a file or the data is wrong, the disk is full, or the loss diverged;
+      what was saved before is kept.
+  """
+  return Trainer(config, operative_config).run()

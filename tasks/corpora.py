@@ -1,0 +1,156 @@
+"""Plain text as a task source: one paragraph a line, a blank line between documents.
+
+Files may be gzipped (`.gz`) and many (globs). A row is `{"text": ...}`: one paragraph, or, with
+`join_words`, successive paragraphs of one document joined until they hold that many words, so
+that chunks cut from them (`denoising.py`) are full; no row crosses a document's end.
+"""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import pathlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.tasks.spec import TaskSpec
+
+
+def expand(patterns: Sequence[str]) -> tuple[pathlib.Path, ...]:
+  """Globs and paths -> the files, sorted within a pattern, each once.
+
+  Raises:
+    UserError: a pattern matches no file.
+  """
+  found: dict[pathlib.Path, None] = {}
+  for pattern in patterns:
+    matches = sorted(glob.glob(str(pattern), recursive=True))
+    if not matches:
+      raise UserError(f"no file matches {str(pattern)!r}", found="nothing there",
+                      wanted="a text file, or a glob such as 'corpus/*_train.txt.gz'",
+                      fix=f"check the path; relative paths start at {pathlib.Path.cwd()}")
+    found.update((pathlib.Path(match), None) for match in matches)
+  return tuple(found)
+
+
+def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """(line number from 1, line without its end) of a UTF-8 file, gzipped if it ends in `.gz`.
+
+  A byte order mark is dropped.
+
+  Raises:
+    UserError: the file is missing, its gzip data is damaged, or a line is not UTF-8.
+  """
+  number = 0
+  try:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+      for number, raw in enumerate(file, start=1):
+        if number == 1:
+          raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+          yield number, raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+          raise UserError(f"{path}, line {number}: not UTF-8 text",
+                          found=f"byte 0x{raw[error.start]:02x} at column {error.start + 1}",
+                          wanted="UTF-8", fix=f"convert it: iconv -f LATIN1 -t UTF-8 {path}"
+                          ) from error
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise UserError(f"{path}: damaged gzip data after line {number}", found=str(error),
+                    wanted="a whole gzip file", fix="fetch or compress the file again") from error
+  except OSError as error:
+    raise UserError(f"{path} cannot be read", found=error.strerror or str(error),
+                    wanted="a readable file", fix="check the path and its permissions") from error
+
+
+def documents(path: pathlib.Path) -> Iterator[tuple[str, ...]]:
+  """The paragraphs of each document of a file.
+
+  Raises:
+    UserError: as `lines`, and where the file holds no text.
+  """
+  paragraphs: list[str] = []
+  is_empty = True
+  for _, line in lines(path):
+    if line.strip():
+      paragraphs.append(line.strip())
+      is_empty = False
+    elif paragraphs:
+      yield tuple(paragraphs)
+      paragraphs = []
+  if paragraphs:
+    yield tuple(paragraphs)
+  if is_empty:
+    raise UserError(f"{path} is empty", found="no paragraph", wanted="one paragraph a line",
+                    fix="leave the file out, or put text into it")
+
+
+def joined(paragraphs: Iterable[str], words: int) -> Iterator[str]:
+  """Successive paragraphs joined by a space until each piece holds `words` words (last: fewer)."""
+  piece: list[str] = []
+  count = 0
+  for paragraph in paragraphs:
+    piece.append(paragraph)
+    count += len(paragraph.split())
+    if count >= words:
+      yield " ".join(piece)
+      piece, count = [], 0
+  if piece:
+    yield " ".join(piece)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFiles:
+  """A task source over text files.
+
+  Attributes:
+    files: split -> paths or globs.
+    join_words: None: a row is a paragraph; else paragraphs of a document are joined up to it.
+  """
+
+  files: Mapping[str, Sequence[str]]
+  join_words: int | None = None
+
+  def __post_init__(self):
+    if not self.files or not all(self.files.values()):
+      raise UserError("a text corpus has a split without files", found=dict(self.files),
+                      wanted="at least one file a split", fix="name files, or drop the split")
+    if self.join_words is not None and self.join_words < 1:
+      raise UserError("join_words is not a number of words", found=self.join_words,
+                      wanted="1 or more, or None", fix="try 400")
+    object.__setattr__(self, "files", {split: tuple(map(str, patterns))
+                                       for split, patterns in self.files.items()})
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return tuple(self.files)
+
+  def rows(self, split: str) -> Iterator[dict[str, str]]:
+    for path in expand(self.files[split]):
+      for paragraphs in documents(path):
+        pieces = paragraphs if self.join_words is None else joined(paragraphs, self.join_words)
+        for text in pieces:
+          yield {"text": text}
+
+  def fingerprint(self) -> str:
+    """Hash of the files' bytes, not of their names."""
+    digest = hashlib.sha256(repr(self.join_words).encode())
+    for split in self.splits:
+      digest.update(split.encode())
+      for path in expand(self.files[split]):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def text_targets(row: Mapping[str, str]) -> dict[str, str]:
+  """What a denoising objective starts from: the whole text, as targets."""
+  return {"targets": row["text"]}
+
+
+def text_spec(name: str, files: Mapping[str, Sequence[str]], objective: object, *,
+              join_words: int | None = 400) -> TaskSpec:
+  """A denoising task over text files: `files` are split -> paths or globs."""
+  return TaskSpec(name=name, source=TextFiles(files=files, join_words=join_words),
+                  to_text=text_targets, labels=None, metrics=(), objective=objective,
+                  description=f"{type(objective).__name__} over {len(files)} splits of text files")

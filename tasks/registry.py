@@ -1,0 +1,155 @@
+"""Task rows -> seqio tasks: `MIXTURE_OR_TASK_NAME` and `MIXTURE_OR_TASK_MODULE` end here.
+
+A task of our table is built when it is first asked for, once a vocabulary: as `name` for the
+shipped vocabulary, `name__<id>` for others. A user's module may instead register seqio tasks and
+mixtures of its own under any name. Examples of a built task have
+
+  inputs, targets                            int32 ids that end with EOS, not trimmed
+  inputs_pretokenized, targets_pretokenized  texts (not with a denoising objective)
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.tasks import denoising, metrics, table, vocabularies
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+
+DEFAULT_VOCABULARY = "tiny"
+
+# What each seqio name of ours was built from: another spec under the same name is an error.
+_built: dict[str, TaskSpec | MixtureSpec] = {}
+
+
+def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
+            vocabulary: str = DEFAULT_VOCABULARY) -> seqio.Task | seqio.Mixture:
+  """The seqio task or mixture behind a name, or built from a row.
+
+  Args:
+    name: of our table, or registered with seqio by `module`; or a row itself.
+    module: a Python module to import first, so that it can register tasks.
+    vocabulary: for our rows (`vocabularies.py`); a user's own task brings its own.
+
+  Raises:
+    UserError: the module cannot be found, or nothing has this name.
+  """
+  if module:
+    _import(module)
+  if not isinstance(name, str):
+    return build(name, vocabulary=vocabulary)
+  if name in table.names():
+    return build(name, vocabulary=vocabulary)
+  registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
+  if name in registered:
+    return seqio.get_mixture_or_task(name)
+  raise UserError(
+    f"there is no task or mixture {name!r}", found=name,
+    wanted="a name that `prompt-tuning tasks` lists, or that MIXTURE_OR_TASK_MODULE registers",
+    fix=nearest(name, {*table.names(), *registered}))
+
+
+def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABULARY,
+          leading_sentinel: bool = False) -> seqio.Task | seqio.Mixture:
+  """The seqio task of a row, registered; the same call gives the same task.
+
+  Args:
+    row: the row, or its name in the table.
+    vocabulary: as `vocabularies.load` takes it.
+    leading_sentinel: put `<extra_id_0>` ahead of every target (the "span corruption + sentinel"
+      setting of Lester et al. 2021, for a backbone whose outputs always start with one).
+  """
+  row = table.spec(row) if isinstance(row, str) else row
+  if isinstance(row, MixtureSpec):
+    for task in row.tasks:
+      build(task, vocabulary=vocabulary, leading_sentinel=leading_sentinel)
+    return mixture(row.name, row.rates, vocabulary, own_tasks={t.name: t for t in row.tasks},
+                   leading_sentinel=leading_sentinel)
+  name = _registered_name(row.name, vocabulary, leading_sentinel)
+  if _built.get(name) == row:
+    return seqio.TaskRegistry.get(name)
+  _check_free(name, row.name)
+  feature = seqio.Feature(vocabulary=vocabularies.load(vocabulary), add_eos=True)
+  task = seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(functools.partial(_dataset, row), splits=row.source.splits),
+    preprocessors=_preprocessors(row, leading_sentinel),
+    output_features={"inputs": feature, "targets": feature},
+    metric_fns=[metrics.bind(metric, row.labels) for metric in row.metrics])
+  _built[name] = row
+  return task
+
+
+def mixture(name: str, rates: Mapping[str, float], vocabulary: str = DEFAULT_VOCABULARY, *,
+            own_tasks: Mapping[str, TaskSpec] | None = None,
+            leading_sentinel: bool = False) -> seqio.Mixture:
+  """A seqio mixture of our tasks at fixed rates, registered; the same call gives the same one."""
+  row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()))
+  registered = _registered_name(name, vocabulary, leading_sentinel)
+  if _built.get(registered) == row:
+    return seqio.MixtureRegistry.get(registered)
+  _check_free(registered, name)
+  parts = [(build((own_tasks or {}).get(task, task), vocabulary=vocabulary,
+                  leading_sentinel=leading_sentinel).name, rate)
+           for task, rate in rates.items()]
+  result = seqio.MixtureRegistry.add(registered, parts)
+  _built[registered] = row
+  return result
+
+
+def row_of(registered: str) -> TaskSpec | None:
+  """The row that a registered seqio task was built from; None for a user's own task."""
+  row = _built.get(registered)
+  return row if isinstance(row, TaskSpec) else None
+
+
+def _registered_name(name: str, vocabulary: str, leading_sentinel: bool) -> str:
+  name += "" if vocabulary == DEFAULT_VOCABULARY else f"__{vocabularies.short_id(vocabulary)}"
+  return name + ("__sentinel" if leading_sentinel else "")
+
+
+def _check_free(registered: str, name: str) -> None:
+  if registered in seqio.TaskRegistry.names() or registered in seqio.MixtureRegistry.names():
+    raise UserError(f"two different tasks are called {name!r}",
+                    found=f"{registered} is registered already", wanted="one task a name",
+                    fix="rename yours")
+
+
+def _import(module: str) -> None:
+  try:
+    importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name is None or not (module + ".").startswith(error.name + "."):
+      raise  # the module is there; something that it imports is not
+    raise UserError(f"MIXTURE_OR_TASK_MODULE {module!r} cannot be imported", found=str(error),
+                    wanted="a module on Python's path",
+                    fix="install it, or add its folder to PYTHONPATH") from error
+
+
+def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
+             seed: int | None = None) -> tf.data.Dataset:
+  """Texts of a split, in the source's order: who trains permutes the indexed cache instead."""
+  del shuffle_files, seed
+  keys = ("targets",) if row.objective is not None else ("inputs", "targets")
+
+  def texts():
+    for raw in row.source.rows(split):
+      text = row.to_text(raw)
+      yield {key: text[key] for key in keys}
+
+  return tf.data.Dataset.from_generator(
+    texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})
+
+
+def _preprocessors(row: TaskSpec, leading_sentinel: bool) -> list[Any]:
+  steps: list[Any] = [
+    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=row.objective is None)]
+  if row.objective is not None:
+    steps.append(functools.partial(denoising.denoise, objective=row.objective))
+  if leading_sentinel:
+    steps.append(denoising.add_leading_sentinel)
+  return [*steps, seqio.preprocessors.append_eos]

@@ -1,0 +1,87 @@
+"""The table of tasks: the rows that come with the package, and those a user adds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.tasks import docstring_tasks
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+
+_rows: dict[str, TaskSpec | MixtureSpec] = {row.name: row for row in docstring_tasks.ROWS}
+
+
+def names() -> tuple[str, ...]:
+  """Names of all tasks and mixtures, in the order they were added."""
+  return tuple(_rows)
+
+
+def spec(name: str) -> TaskSpec | MixtureSpec:
+  """The row of that name.
+
+  Raises:
+    UserError: there is none; near misses are named.
+  """
+  if name not in _rows:
+    raise UserError(f"there is no task {name!r}", found=name,
+                    wanted="a name that `prompt-tuning tasks` lists", fix=nearest(name, _rows))
+  return _rows[name]
+
+
+def add(row: TaskSpec | MixtureSpec) -> None:
+  """Adds a row; adding an equal one again changes nothing.
+
+  Raises:
+    UserError: another row has this name.
+  """
+  if _rows.setdefault(row.name, row) != row:
+    raise UserError(f"two different tasks are called {row.name!r}",
+                    found="another row with this name", wanted="one task a name",
+                    fix="rename yours")
+
+
+def describe() -> list[dict[str, Any]]:
+  """One dictionary a row: name, kind, splits, labels, metrics, description. Reads no data."""
+  return [_described(row) for row in _rows.values()]
+
+
+def _described(row: TaskSpec | MixtureSpec) -> dict[str, Any]:
+  if isinstance(row, MixtureSpec):
+    return {"name": row.name, "kind": "mixture", "splits": (), "labels": None, "metrics": (),
+            "description": row.description or ", ".join(row.rates)}
+  kind = ("denoising" if row.objective is not None
+          else "classification" if row.labels else "text to text")
+  return {"name": row.name, "kind": kind, "splits": tuple(row.source.splits),
+          "labels": row.labels, "metrics": row.metrics, "description": row.description}
+
+
+def num_rows(name: str) -> dict[str, int]:
+  """Split -> number of raw rows of a task, by reading them all."""
+  row = _task(name)
+  return {split: sum(1 for _ in row.source.rows(split)) for split in row.source.splits}
+
+
+def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, str]]:
+  """The first texts of a split as the model gets them before tokenisation.
+
+  Rows of a denoising task have only `targets`.
+
+  Raises:
+    UserError: no such task or split.
+  """
+  row = _task(name)
+  if split not in row.source.splits:
+    raise UserError(f"task {name!r} has no split {split!r}", found=split,
+                    wanted=", ".join(row.source.splits), fix=nearest(split, row.source.splits))
+  return [row.to_text(raw) for raw, _ in zip(_rows_of(row, split), range(count), strict=False)]
+
+
+def _rows_of(row: TaskSpec, split: str) -> Iterator[dict[str, Any]]:
+  return row.source.rows(split)
+
+
+def _task(name: str) -> TaskSpec:
+  row = spec(name)
+  if isinstance(row, MixtureSpec):
+    raise UserError(f"{name!r} is a mixture", found="a mixture has no rows of its own",
+                    wanted="a task", fix="choose one of: " + ", ".join(row.rates))
+  return row

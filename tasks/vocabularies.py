@@ -1,0 +1,189 @@
+"""Vocabularies: the shipped one (`tiny`), T5's or any other SentencePiece file, and bytes.
+
+`load` gives the seqio vocabulary that tasks are built with; `load_light` the same ids through the
+sentencepiece package alone, for code that must not import TensorFlow. A SentencePiece file gets
+100 sentinels above its pieces, `<extra_id_0>` being the highest id, as in T5 (32,000 pieces:
+`<extra_id_0>` = 32099). `bytes` is ByT5's: id = byte + 3 and no ids of their own for sentinels,
+which are the last bytes counting down (`<extra_id_0>` = 258).
+"""
+
+import functools
+import hashlib
+import importlib.resources
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import sentencepiece
+
+from prompt_tuning.errors import UserError
+
+NUM_SENTINELS = 100
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+BYTE_OFFSET = 3
+
+
+def path_of(name: str) -> pathlib.Path:
+  """The SentencePiece file behind a vocabulary's name.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  if name == "tiny":
+    return pathlib.Path(str(importlib.resources.files("prompt_tuning"))
+                        ) / "pretrained" / "tiny" / "sentencepiece.model"
+  path = pathlib.Path(name)
+  if not path.is_file():
+    raise UserError(f"no vocabulary {name!r}", found="neither a known name nor a file",
+                    wanted="'tiny', 'bytes', or the path of a SentencePiece model",
+                    fix="T5's own is the file sentencepiece.model or spiece.model of a release")
+  return path
+
+
+def load(name: str) -> Any:
+  """The `seqio.Vocabulary` of `tiny`, `bytes` or the path of a SentencePiece model.
+
+  Raises:
+    UserError: there is no such file, or it is not a SentencePiece model with T5's special ids.
+  """
+  import seqio
+
+  if name == "bytes":
+    return seqio.ByteVocabulary()
+  load_light(name)  # its errors are clear, seqio's are not
+  return seqio.SentencePieceVocabulary(str(path_of(name)), extra_ids=NUM_SENTINELS)
+
+
+def short_id(name: str) -> str:
+  """A few characters that stand for a vocabulary's content in the names of tasks."""
+  if name in ("tiny", "bytes"):
+    return name
+  return hashlib.sha256(path_of(name).read_bytes()).hexdigest()[:8]
+
+
+def fingerprint(name: str) -> str:
+  """16 hex digits over a vocabulary's content: what a checkpoint records and checks."""
+  content = b"bytes" if name == "bytes" else path_of(name).read_bytes()
+  return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Tokenizer:
+  """Text <-> ids without TensorFlow; the ids equal those of `load(name)`.
+
+  Attributes:
+    vocab_size: pieces and sentinels.
+  """
+
+  pad_id = PAD_ID
+  eos_id = EOS_ID
+  vocab_size: int
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without the end. `<extra_id_N>` at the start of a word is that sentinel."""
+    raise NotImplementedError
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text up to the first end of the sequence; padding and virtual (negative) ids are left out."""
+    raise NotImplementedError
+
+  def piece(self, token: int) -> str:
+    """How one id is written, e.g. `▁the`, `<extra_id_7>`, `</s>`."""
+    raise NotImplementedError
+
+  def sentinel(self, number: int) -> int:
+    """The id of `<extra_id_number>`: the highest id, counting down."""
+    if not 0 <= number < NUM_SENTINELS:
+      raise UserError(f"there is no sentinel {number}", found=number,
+                      wanted=f"0 to {NUM_SENTINELS - 1}", fix="use fewer or longer noise spans")
+    return self.vocab_size - 1 - number
+
+
+def real_ids(ids: Iterable[int]) -> list[int]:
+  """The ids up to the first end of the sequence, without padding and virtual tokens."""
+  kept = []
+  for token in map(int, ids):
+    if token == EOS_ID:
+      break
+    if token > PAD_ID:
+      kept.append(token)
+  return kept
+
+
+class _PieceTokenizer(Tokenizer):
+  """A SentencePiece model with sentinels above its pieces."""
+
+  def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+    self._processor = processor
+    self.vocab_size = processor.get_piece_size()
+
+  def encode(self, text: str) -> list[int]:
+    return self._processor.encode(text)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    # A backbone's table is padded above the vocabulary: such ids have no text.
+    known = [token if token < self.vocab_size else UNK_ID for token in real_ids(ids)]
+    return self._processor.decode(known)
+
+  def piece(self, token: int) -> str:
+    if not 0 <= token < self.vocab_size:
+      return f"<id_{token}>"
+    piece = self._processor.id_to_piece(token)
+    return piece.removeprefix("▁") if token >= self.vocab_size - NUM_SENTINELS else piece
+
+
+def _with_sentinels(model: bytes) -> bytes:
+  """A serialised SentencePiece model with the pieces `▁<extra_id_99>` ... `▁<extra_id_0>` added.
+
+  Protocol buffers are merged by joining their bytes, and `pieces` is field 1 of the model. A piece
+  is its text (field 1), its score (field 2, a float) and its type (field 3, 4 = user-defined).
+  """
+  for number in reversed(range(NUM_SENTINELS)):
+    text = f"▁<extra_id_{number}>".encode()
+    piece = bytes([0x0A, len(text)]) + text + b"\x15" + bytes(4) + b"\x18\x04"
+    model += bytes([0x0A, len(piece)]) + piece
+  return model
+
+
+class _ByteTokenizer(Tokenizer):
+  """ByT5's ids; text that holds a sentinel cannot be told from text that holds its byte."""
+
+  vocab_size = 256 + BYTE_OFFSET
+
+  def encode(self, text: str) -> list[int]:
+    return [byte + BYTE_OFFSET for byte in text.encode("utf-8")]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    values = [token - BYTE_OFFSET for token in real_ids(ids)]
+    return bytes(v for v in values if 0 <= v < 256).decode("utf-8", errors="ignore")
+
+  def piece(self, token: int) -> str:
+    if 0 <= token < BYTE_OFFSET:
+      return ("<pad>", "</s>", "<unk>")[token]
+    byte = token - BYTE_OFFSET
+    return chr(byte) if 32 < byte < 127 else f"<byte_{byte:02x}>" if 0 <= byte < 256 else (
+      f"<id_{token}>")
+
+
+@functools.lru_cache(maxsize=8)
+def load_light(name: str) -> Tokenizer:
+  """The `Tokenizer` of `tiny`, `bytes` or the path of a SentencePiece model.
+
+  Raises:
+    UserError: as `load`.
+  """
+  if name == "bytes":
+    return _ByteTokenizer()
+  path = path_of(name)
+  try:
+    model = path.read_bytes()
+    sentencepiece.SentencePieceProcessor(model_proto=model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=_with_sentinels(model))
+  except (RuntimeError, OSError) as error:
+    raise UserError(f"{path} cannot be read as a vocabulary", found=str(error).strip(),
+                    wanted="a SentencePiece model", fix="fetch the file again") from error
+  ids = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+  if ids != (PAD_ID, EOS_ID, UNK_ID):
+    raise UserError(f"{path} has other special ids than T5",
+                    found=f"pad, eos, unk = {ids}", wanted=f"{(PAD_ID, EOS_ID, UNK_ID)}",
+                    fix="train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1")
+  return _PieceTokenizer(processor)

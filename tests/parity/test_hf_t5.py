@@ -1,0 +1,197 @@
+"""Our T5 against Hugging Face's: logits, every hidden state, greedy generation, in float32.
+
+Against goldens everywhere, and against a fresh random model where torch and transformers are
+installed. The hidden states are read through the block hook, which sees each block's input.
+"""
+
+import functools
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import struct
+from hf_mapping import backbone_from, config_from
+from jax import Array
+
+from prompt_tuning.interfaces import PromptContext, PromptValues, StackValues, T5Config
+from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.t5 import T5
+
+pytestmark = pytest.mark.parity
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+REGENERATE = "to regenerate: python tests/golden/make_hf_t5.py"
+VERSIONS = ("1_1", "1_0")
+# Of the largest absolute value.
+TOLERANCE = 1e-5
+
+
+@struct.dataclass
+class Record:
+  """A block hook that changes nothing and keeps what it sees in `store`, by (stack, layer)."""
+
+  layer: Array
+  stack: str = struct.field(pytree_node=False)
+  store: dict = struct.field(pytree_node=False)
+
+  def __call__(self, x: Array, tokens: Array) -> Array:
+    def keep(layer, x):
+      self.store[self.stack, int(layer)] = np.asarray(x)
+
+    jax.debug.callback(keep, self.layer, x)
+    return x
+
+
+class Recorder(nn.Module):
+  """A prompt method without virtual tokens that records."""
+
+  config: T5Config
+  store: object
+  num_virtual_tokens = 0
+
+  def __call__(self, context: PromptContext, enable_dropout: bool = False) -> PromptValues:
+    return PromptValues(
+      encoder=self.stack("encoder", self.config.num_encoder_layers),
+      decoder=self.stack("decoder", self.config.num_decoder_layers))
+
+  def stack(self, name: str, depth: int) -> StackValues:
+    return StackValues(block_input=Record(jnp.arange(depth), name, self.store.seen))
+
+
+class Store:
+  """Holds the recorded states; flax would freeze a plain dict field."""
+
+  def __init__(self):
+    self.seen: dict = {}
+
+  def read(self, stack: str, depth: int) -> np.ndarray:
+    jax.effects_barrier()
+    return np.stack([self.seen[stack, i] for i in range(depth)])
+
+
+def ours(golden: dict, scan_layers: bool) -> tuple[PromptedT5, dict, Store]:
+  weights = {name.removeprefix("weights/"): leaf for name, leaf in golden.items()
+             if name.startswith("weights/")}
+  config = config_from(json.loads(str(golden["config"])), weights, scan_layers=scan_layers)
+  store = Store()
+  model = PromptedT5(T5(config), Recorder(config, store))
+  return model, {"params": {"backbone": backbone_from(weights, config)}}, store
+
+
+@functools.cache
+def read_golden(version: str) -> dict:
+  with np.load(GOLDEN / f"hf_t5_{version}.npz") as file:
+    return dict(file)
+
+
+def assert_near(actual, wanted, what: str):
+  error = np.abs(np.asarray(actual) - wanted).max() / np.abs(wanted).max()
+  assert error < TOLERANCE, f"{what}: off by {error:.1e} of the largest value; {REGENERATE}"
+
+
+def states_and_logits(model: PromptedT5, inputs: Array, targets: Array):
+  """The last states of both stacks, and the logits, teacher-forced."""
+  encoded = model.encode(inputs)
+  x = model.backbone.decoder(model.backbone.embed(targets), encoded, inputs,
+                             model.prompt_values(inputs).decoder, None, None, False)
+  return encoded, x, model(inputs, targets, enable_dropout=False)
+
+
+def check_teacher_forced(golden: dict, scan_layers: bool):
+  model, params, store = ours(golden, scan_layers)
+  run = jax.jit(functools.partial(model.apply, method=states_and_logits))
+  encoded, decoded, logits = run(params, golden["inputs"], golden["targets"])
+  assert_near(logits, golden["logits"], "logits")
+  for stack, last in (("encoder", encoded), ("decoder", decoded)):
+    wanted = golden[f"{stack}_states"]
+    seen = store.read(stack, len(wanted) - 1)
+    for i, state in enumerate([*seen, last]):
+      assert_near(state, wanted[i], f"{stack} state {i}")
+
+
+def check_cached_steps(golden: dict, scan_layers: bool):
+  model, params, store = ours(golden, scan_layers)
+  inputs, targets = golden["inputs"], golden["targets"]
+  cache = jax.jit(lambda p: model.apply(
+    p, inputs, targets.shape[1], method=model.start_decoding))(params)
+  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  for u in range(targets.shape[1]):
+    logits, cache = step(params, targets[:, u:u + 1], cache, inputs)
+    # Tolerances are of the largest value of the whole array, as for the teacher-forced pass.
+    wanted = golden["logits"].copy()
+    wanted[:, u] = logits
+    assert_near(wanted, golden["logits"], f"logits of step {u}")
+    states = golden["decoder_states"][:-1].copy()
+    states[:, :, u:u + 1] = store.read("decoder", len(states))
+    for i, state in enumerate(states):
+      assert_near(state, golden["decoder_states"][i], f"decoder state {i} of step {u}")
+
+
+def check_greedy(golden: dict):
+  model, params, _ = ours(golden, scan_layers=True)
+  inputs, wanted = golden["inputs"], golden["greedy"]
+  cache = model.apply(params, inputs, wanted.shape[1], method=model.start_decoding)
+  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  tokens, ended, written = np.zeros((len(inputs), 1), np.int32), np.zeros(len(inputs), bool), []
+  for _ in range(wanted.shape[1]):
+    logits, cache = step(params, tokens, cache, inputs)
+    choice = np.where(ended, 0, np.asarray(logits).argmax(-1))
+    ended |= choice == 1
+    written.append(choice)
+    tokens = choice[:, None].astype(np.int32)
+  np.testing.assert_array_equal(np.stack(written, 1), wanted, err_msg=REGENERATE)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_teacher_forced(version, scan_layers):
+  check_teacher_forced(read_golden(version), scan_layers)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_cached_steps(version, scan_layers):
+  check_cached_steps(read_golden(version), scan_layers)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_greedy_generation(version):
+  golden = read_golden(version)
+  assert len(np.unique(golden["greedy"])) > 4, "a golden that repeats itself shows little"
+  check_greedy(golden)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
+def test_cache_collection(scan_layers):
+  """T5X's way: the cache is made from a batch of ones, then one token a call."""
+  golden = read_golden("1_1")
+  model, params, _ = ours(golden, scan_layers)
+  inputs, targets = golden["inputs"], golden["targets"]
+  _, cache = model.apply(params, np.ones_like(inputs), np.ones_like(targets), decode=True,
+                         enable_dropout=False, mutable=["cache"])
+  encoded = model.apply(params, inputs, method=model.encode)
+  step = jax.jit(functools.partial(model.apply, method=model.decode, decode=True, mutable=["cache"],
+                                   enable_dropout=False, max_decode_length=targets.shape[1]))
+  logits = []
+  for u in range(targets.shape[1]):
+    one, cache = step({**params, **cache}, encoded, inputs, targets[:, u:u + 1])
+    logits.append(one)
+  assert_near(jnp.concatenate(logits, axis=1), golden["logits"], "logits of the cached steps")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_live(version):
+  pytest.importorskip("torch", reason="the live comparison needs torch")
+  pytest.importorskip("transformers", reason="the live comparison needs transformers")
+  make = runpy.run_path(str(GOLDEN / "make_hf_t5.py"))
+  fresh = make["record"](make["build"](version, seed=1), seed=1)
+  assert np.abs(fresh["logits"] - read_golden(version)["logits"]).max() > 0.1
+  check_teacher_forced(fresh, scan_layers=True)
+  check_cached_steps(fresh, scan_layers=True)
+  check_greedy(fresh)

@@ -1,0 +1,157 @@
+"""Layers, sizes, and what may be imported where (docs/architecture.md), read from the sources."""
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A file imports only from rows above its own; a folder stands for every file in it.
+ROWS = (
+  ("0", "prompt_tuning", "gin_configs", "errors"),
+  ("0", "gin_files"),
+  ("0", "gin_names"),
+  ("0", "interfaces", "trees", "config"),
+  ("1a", "partitioning", "losses", "decoding", "prompts.initializers"),
+  ("1b", "layers"),
+  ("2", "t5", "prompts"),
+  ("3", "prompted"),
+  ("4a", "tasks"),
+  ("4b", "optimizers", "checkpoints.backbone", "token_cache", "prefetch"),
+  ("4b", "train_state", "converter"),
+  ("4b", "checkpoints", "packing"),
+  ("4b", "batches"),
+  ("4b", "data"),
+  ("4b", "run_config"),
+  ("4b", "task_setup"),
+  ("5a", "plots", "progress"),
+  ("5a", "run_dir", "evaluate", "infer"),
+  ("5b", "train"),
+  ("5c", "plan", "t5x_bridge"),
+  ("6", "inspection", "demo", "experiments"),
+  ("7", "main"),
+  ("7", "__main__"),
+)
+LAYER_0 = {name for layer, *names in ROWS if layer == "0" for name in names}
+# Layers 0 to 3 and the train step.
+WITHOUT_TENSORFLOW = [name for layer, *names in ROWS if layer in ("0", "1a", "1b", "2", "3")
+                      for name in names] + ["optimizers", "train_state", "prompts.soft"]
+TENSORFLOW_FILES = {"data", "evaluate"}
+
+
+def module_name(path):
+  """`prompt_tuning/prompts/soft.py` -> `prompts.soft`; `tasks/spec.py` -> `tasks.spec`."""
+  parts = list(path.relative_to(ROOT).with_suffix("").parts)
+  parts = parts[:-1] if parts[-1] == "__init__" else parts
+  return ".".join(parts[1:] if parts[0] == "prompt_tuning" and len(parts) > 1 else parts)
+
+
+SOURCES = {module_name(path): path for folder in ("prompt_tuning", "tasks", "gin_configs")
+           for path in sorted((ROOT / folder).rglob("*.py"))}
+ALL_FILES = [path for folder in ("prompt_tuning", "tasks", "gin_configs", "tests", "benchmarks",
+                                 "tpu_scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def row_of(name):
+  """The row that lists the file, or the closest folder around it; None: it is listed nowhere."""
+  while name:
+    for row, (_, *names) in enumerate(ROWS):
+      if name in names:
+        return row
+    name = name.rpartition(".")[0]
+  return None
+
+
+def imported(source):
+  """Absolute names of what a source imports, anywhere in it."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def own_modules(source):
+  """The files of this package that a source imports, as `module_name` spells them."""
+  for name in imported(source):
+    assert not name.startswith("."), f"relative import {name}: spell it prompt_tuning..."
+    if name.split(".")[0] == "prompt_tuning":
+      rest = name.partition(".")[2]
+      while rest and rest not in SOURCES:
+        rest = rest.rpartition(".")[0]
+      yield rest or "prompt_tuning"
+
+
+def violations(name, source):
+  """Why a file of that name may not have that source: one line each."""
+  found = []
+  row = row_of(name)
+  for other in own_modules(source):
+    if name.split(".")[0] == "tasks":
+      if other.split(".")[0] != "tasks" and other not in LAYER_0:
+        found.append(f"tasks may import only layer 0, and {name} imports {other}")
+    elif row_of(other) is None or row_of(other) >= row:
+      found.append(f"{name} (layer {ROWS[row][0]}) may not import {other}")
+  roots = {imported_name.split(".")[0] for imported_name in imported(source)}
+  if name.split(".")[0] != "tasks" and name not in TENSORFLOW_FILES:
+    found += [f"{name} may not import {root}"
+              for root in roots & {"tensorflow", "tensorflow_text", "seqio", "clu"}]
+  if name != "config" and "gin" in roots:
+    found.append(f"{name} may not import gin: config.py is its only user")
+  if not name.startswith("checkpoints.") and roots & {"torch", "transformers"}:
+    found.append(f"{name} may not import torch or transformers")
+  return found
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_layers(name):
+  assert row_of(name) is not None, f"give {name} a row in ROWS, and in docs/architecture.md"
+  assert violations(name, SOURCES[name].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("name, source", [
+  ("t5", "from prompt_tuning.prompts import soft"), ("prompts.soft", "import prompt_tuning.t5"),
+  ("losses", "def f():\n  from prompt_tuning import train_state"), ("t5", "import seqio.utils"),
+  ("tasks.spec", "from prompt_tuning.losses import cross_entropy"), ("trees", "import gin"),
+  ("train_state", "from tensorflow import data"), ("converter", "import prompt_tuning.batches")])
+def test_the_layer_test_sees_violations(name, source):
+  assert violations(name, source)
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_size(path):
+  lines = path.read_text(encoding="utf-8").splitlines()
+  assert len(lines) <= 500, f"{len(lines)} lines: split the file"
+  long = [number for number, line in enumerate(lines, start=1) if len(line) > 100]
+  assert not long, f"lines of more than 100 columns: {long}"
+  assert path.stem not in ("utils", "common", "helpers"), "name the file after its one job"
+
+
+def run(code):
+  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_layers_0_to_3_and_the_train_step_do_not_import_tensorflow():
+  names = [name if name == "prompt_tuning" else f"prompt_tuning.{name}"
+           for name in WITHOUT_TENSORFLOW]
+  done = run(f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+             "print(sorted({'tensorflow', 'seqio', 'clu'} & set(sys.modules)))")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == "[]"
+
+
+def test_help_is_quick_and_needs_no_jax():
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  done = run("import runpy, sys\nsys.argv = ['prompt-tuning', '--help']\n"
+             "try:\n  runpy.run_module('prompt_tuning', run_name='__main__')\n"
+             "except SystemExit as stop:\n  assert not stop.code\n"
+             "print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))")
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip().endswith("[]")
+  # Processor time: wall time would measure what else the machine does.
+  assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0

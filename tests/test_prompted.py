@@ -1,0 +1,229 @@
+"""What every prompt method has to pass, driven by the table in descriptors.py."""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from descriptors import (
+  CASES,
+  CONFIG,
+  Case,
+  batch,
+  forward,
+  loss,
+  loss_and_gradient,
+  random_params,
+  run,
+  unstacked,
+)
+
+from prompt_tuning import trees
+from prompt_tuning.prompted import abstract_params, init_prompt, logical_axes
+from prompt_tuning.prompts.initializers import Sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "prompt_parameters.json"
+REGENERATE = "to regenerate: python tests/test_prompted.py"
+BANKS = [case for case in CASES if case.num_prompts > 1]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def near(actual, wanted, tolerance=1e-5):
+  """Within `tolerance` of the largest value."""
+  actual, wanted = np.asarray(actual, np.float32), np.asarray(wanted, np.float32)
+  np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+def parameters(case: Case) -> dict[str, list]:
+  model = case.model()
+  axes = trees.flatten(logical_axes(model)["prompt"])
+  return {path: [list(leaf.shape), str(leaf.dtype), list(axes[path])]
+          for path, leaf in trees.flatten(abstract_params(model)["prompt"]).items()}
+
+
+def test_the_table_names_every_method():
+  files = {path.stem for path in (ROOT / "prompt_tuning" / "prompts").glob("*.py")}
+  configs = {path.stem for path in (ROOT / "gin_configs" / "prompts").glob("*.gin")}
+  named = {case.name for case in CASES if not case.is_dummy}
+  assert (files - {"__init__", "initializers"}) | (configs - {"none"}) <= named
+
+
+@every_case
+def test_parameters_are_the_golden_ones(case):
+  assert parameters(case) == json.loads(GOLDEN.read_text())[case.name], REGENERATE
+
+
+@every_case
+def test_initial_prompt_has_the_shapes_of_the_model(case):
+  model = case.model()
+  sources = Sources(np.ones((20, 8), np.float32))
+  prompt = trees.flatten(init_prompt(jax.random.key(0), model, sources))
+  assert {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in prompt.items()} == {
+    path: row[:2] for path, row in parameters(case).items()}
+  for path, leaf in prompt.items():
+    assert np.isfinite(leaf).all() and np.unique(leaf).size == leaf.size, path
+
+
+@every_case
+def test_jit_equals_eager(case):
+  model = case.model()
+  params = random_params(model)
+  for compiled, eager in zip(forward(model)(params, batch(model)),
+                             run(model, params, batch(model)), strict=True):
+    near(compiled, eager)
+
+
+@every_case
+def test_the_prompt_matters(case):
+  model = case.model()
+  params = random_params(model)
+  _, logits = forward(model)(params, batch(model))
+  other = {"backbone": params["backbone"], "prompt": random_params(model, seed=1)["prompt"]}
+  assert np.abs(logits - forward(model)(other, batch(model))[1]).max(axis=(1, 2)).min() > 1e-3
+
+
+@every_case
+def test_gradients_reach_each_layer_and_each_row(case):
+  model = case.model()
+  params = random_params(model)
+  _, gradient = loss_and_gradient(model)(params["prompt"], params["backbone"], batch(model))
+  axes = trees.flatten(logical_axes(model)["prompt"])
+  assert trees.flatten(gradient).keys() == axes.keys()
+  for path, leaf in trees.flatten(gradient).items():
+    kept = ("layers", "prompt", "prompt_bank", "kv")
+    reduced = tuple(i for i, name in enumerate(axes[path]) if name not in kept)
+    assert (np.abs(leaf).max(axis=reduced) > 1e-4).all(), path
+
+
+def shapes_of_results(jaxpr) -> set[tuple[int, ...]]:
+  """Of everything that a program computes, inner programs included."""
+  shapes = set()
+  for equation in jaxpr.eqns:
+    inner = list(jax.core.jaxprs_in_params(equation.params))
+    for program in inner:
+      shapes |= shapes_of_results(program)
+    shapes |= {var.aval.shape for var in equation.outvars}
+  return shapes
+
+
+@every_case
+def test_the_step_computes_no_gradient_of_the_backbone(case):
+  model = case.model()
+  params = random_params(model)
+  kernels = {leaf.shape[i:] for path, leaf in trees.flatten(params["backbone"]).items()
+             if path.endswith("kernel") for i in range(leaf.ndim - 1)}
+  gradient = functools.partial(jax.grad, functools.partial(loss, model))
+  arguments = params["prompt"], params["backbone"], batch(model)
+  assert not kernels & shapes_of_results(jax.make_jaxpr(gradient())(*arguments).jaxpr)
+  both = jax.make_jaxpr(gradient(argnums=(0, 1)))(*arguments).jaxpr
+  assert len(kernels & shapes_of_results(both)) == len(kernels)
+
+
+@every_case
+def test_bfloat16(case):
+  model = case.model(dtype="bfloat16")
+  params = random_params(model)
+  encoded, logits = forward(model)(params, batch(model))
+  assert encoded.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+  near(logits, forward(case.model())(params, batch(model))[1], tolerance=0.1)
+  shape = jax.eval_shape(loss_and_gradient(model), params["prompt"], params["backbone"],
+                         batch(model))[1]
+  assert {str(leaf.dtype) for leaf in trees.flatten(shape).values()} == {"float32"}
+
+
+@every_case
+def test_padding_content_never_matters(case):
+  model = case.model()
+  params = random_params(model)
+  data = batch(model)
+  changed = trees.flatten(params)
+  table = changed["backbone/token_embedder/embedding"].copy()
+  table[0] = 100.0
+  changed["backbone/token_embedder/embedding"] = table
+  encoded, logits = forward(model)(params, data)
+  other_encoded, other_logits = forward(model)(trees.unflatten(changed), data)
+  is_token = data["tokens"] != 0
+  np.testing.assert_array_equal(np.asarray(encoded)[is_token], np.asarray(other_encoded)[is_token])
+  np.testing.assert_array_equal(logits, other_logits)
+  assert (np.asarray(encoded)[~is_token] != np.asarray(other_encoded)[~is_token]).any()
+
+
+@every_case
+def test_rows_of_a_batch_do_not_touch(case):
+  model = case.model()
+  params = random_params(model)
+  order = np.array([2, 0, 3, 1])
+  moved = {name: leaf[order] for name, leaf in batch(model).items()}
+  for permuted, plain in zip(forward(model)(params, moved), forward(model)(params, batch(model)),
+                             strict=True):
+    near(permuted, plain[order], tolerance=1e-6)
+
+
+@pytest.mark.parametrize("case", BANKS, ids=lambda case: case.name)
+def test_mixed_batch_equals_separate_batches(case):
+  bank = case.model()
+  alone = Case(case.name, case.make).model()
+  params, data = random_params(bank), batch(bank)
+  mixed = forward(bank)(params, data)
+  for n in range(case.num_prompts):
+    # A bank of one prompt has no bank axis, or one of size 1.
+    prompt = {path: np.reshape(params["prompt"][path][n], leaf.shape)
+              for path, leaf in abstract_params(alone)["prompt"].items()}
+    single = forward(alone)({"backbone": params["backbone"], "prompt": prompt}, data)
+    rows = data["prompt_ids"] == n
+    for together, apart in zip(mixed, single, strict=True):
+      near(together[rows], apart[rows])
+
+
+@every_case
+def test_scanned_equals_unscanned(case):
+  model, other = case.model(), case.model(scan_layers=False)
+  params = random_params(model)
+  for scanned, unscanned in zip(forward(model)(params, batch(model)),
+                                forward(other)(unstacked(params), batch(model)), strict=True):
+    near(scanned, unscanned)
+
+
+@pytest.mark.parametrize("remat", ["full", "save_projections"])
+@every_case
+def test_remat_changes_no_value_and_no_gradient(case, remat):
+  model = case.model()
+  params = random_params(model)
+  arguments = params["prompt"], params["backbone"], batch(model)
+  value, gradient = loss_and_gradient(model)(*arguments)
+  again, same = loss_and_gradient(case.model(remat=remat))(*arguments)
+  near(again, value)
+  jax.tree.map(near, same, gradient)
+
+
+@every_case
+def test_cached_steps_equal_teacher_forcing(case):
+  model = case.model()
+  params, data = {"params": random_params(model)}, batch(model)
+  _, wanted = forward(model)(params["params"], data)
+  tokens, ids = data["tokens"], data["prompt_ids"]
+  length = data["decoder_tokens"].shape[1]
+  cache = jax.jit(lambda p: model.apply(p, tokens, length, ids, method=model.start_decoding))(params)
+  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  for u in range(length):
+    logits, cache = step(params, data["decoder_tokens"][:, u:u + 1], cache, tokens, ids)
+    near(logits, wanted[:, u])
+  assert int(cache.index) == length
+
+
+def main():
+  rows = {case.name: parameters(case) for case in CASES}
+  text = [f'"{name}": {{\n' + ",\n".join(f'"{path}": {json.dumps(row)}' for path, row
+                                         in leaves.items()) + "\n}" for name, leaves in rows.items()]
+  GOLDEN.write_text("{" + ",\n".join(text) + "}\n")
+  print(f"wrote {GOLDEN} for {CONFIG}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+  main()
