@@ -6,7 +6,7 @@
   loss    nats a target token; and the encoder gap: the loss with another row's input minus the
           loss with the row's own. Near zero, the decoder ignores the encoder
 
-All arrays a step sees have one shape a run, so each function compiles once.
+All arrays a step sees have one shape a run, so each function compiles once (`scoring.py`).
 """
 
 import dataclasses
@@ -14,18 +14,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import seqio
-from jax import Array
 
-from prompt_tuning import decoding
+from prompt_tuning import scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.losses import cross_entropy, sequence_log_likelihood
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.task_setup import set_up
@@ -111,7 +107,7 @@ class Evaluator:
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""
     runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
-    return runners[self.method](functools.partial(_call, trainable, frozen, split))
+    return runners[self.method](functools.partial(scoring.call, trainable, frozen, split))
 
   def majority(self) -> dict[str, float]:
     """The most frequent target of this split, predicted for every row (classification)."""
@@ -186,7 +182,7 @@ class Evaluator:
   def _rank(self, call) -> Result:
     scores = []
     for batch in self._batches():
-      found = call(self._model, _score_labels, batch["encoder_input_tokens"], self._labels)
+      found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels)
       scores.append(np.asarray(found)[batch["row_mask"]])
     scores = np.concatenate(scores)
     rows = self._rows()
@@ -205,11 +201,11 @@ class Evaluator:
   def _decode(self, call) -> Result:
     predictions, losses = [], []
     for batch in self._batches():
-      tokens = call(self._model, _greedy, batch["encoder_input_tokens"],
+      tokens = call(self._model, scoring.generate, batch["encoder_input_tokens"],
                     max_length=self._lengths["targets"])
       kept = np.asarray(tokens)[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
-      losses.append(np.asarray(call(self._model, _token_losses, _arrays(batch))))
+      losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
     rows = self._rows()
     targets = [row["targets_text"] for row in rows]
     metrics = self._metrics(targets, predictions)
@@ -217,20 +213,20 @@ class Evaluator:
     return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
 
   def _loss(self, call) -> Result:
-    own, other, examples = [], [], 0
+    own, gaps, examples = [], [], 0
     for batch in self._batches():
       arrays = _arrays(batch)
-      own.append(np.asarray(call(self._model, _token_losses, arrays)))
+      own.append(np.asarray(call(self._model, scoring.token_losses, arrays)))
       if batch["row_mask"].all():
         # The neighbour's input for every row; in the filled-up batch it could be padding.
         swapped = arrays | {"encoder_input_tokens":
                             np.roll(arrays["encoder_input_tokens"], 1, axis=0)}
-        other.append(np.asarray(call(self._model, _token_losses, swapped)) - own[-1])
+        other = np.asarray(call(self._model, scoring.token_losses, swapped))
+        gaps.append([other[0] - own[-1][0], own[-1][1]])
       examples += int(batch["row_mask"].sum())
     metrics = {"loss": _mean_loss(own), "examples": float(examples)}
-    if other:
-      sums = np.stack(other).sum(axis=0)
-      metrics["encoder_gap"] = float(sums[0] / np.stack(own[:len(other)]).sum(axis=0)[1])
+    if gaps:
+      metrics["encoder_gap"] = _mean_loss(gaps)
     return Result(metrics, [], [], [])
 
   def _metrics(self, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -238,80 +234,6 @@ class Evaluator:
     for metric in self._tasks[0].metric_fns:
       values |= {name: float(value) for name, value in metric(targets, predictions).items()}
     return values
-
-
-def _call(trainable: Any, frozen: Any, split: Split, model: PromptedT5, function: Any, *args: Any,
-          **static: Any) -> Any:
-  """Runs a compiled function on merged parameters; compiled once a function and model."""
-  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())))(
-    trainable, frozen, *args)
-
-
-class _Hashable:
-  """A split as a key of the cache of compiled functions, by identity of its content."""
-
-  def __init__(self, split: Split):
-    self.split = split
-    self._key = tuple(sorted(split.trained.items(), key=lambda item: item[0]))
-
-  def __hash__(self) -> int:
-    return hash(self._key)
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Hashable) and self._key == other._key
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(model: PromptedT5, split: _Hashable, function: Any, static: tuple) -> Any:
-  def run(trainable, frozen, *args):
-    params = split.split.merge(trainable, frozen)
-    return function(model, params, *args, **dict(static))
-  return jax.jit(run)
-
-
-def _score_labels(model: PromptedT5, params: Any, tokens: Array, labels: Array) -> Array:
-  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`."""
-  rows, classes = tokens.shape[0], labels.shape[0]
-  encoded = model.apply({"params": params}, tokens, method="encode")
-  # Row-major: the C labels of an input stand together.
-  encoded = jnp.repeat(encoded, classes, axis=0)
-  targets = jnp.tile(labels, (rows, 1))
-  shifted = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  logits = model.apply({"params": params}, encoded, jnp.repeat(tokens, classes, axis=0), shifted,
-                       enable_dropout=False, method="decode")
-  scores = sequence_log_likelihood(logits, targets, (targets != 0).astype(jnp.float32))
-  return scores.reshape(rows, classes)
-
-
-def _greedy(model: PromptedT5, params: Any, tokens: Array, *, max_length: int) -> Array:
-  """`[B, S]` inputs -> `[B, U]` generated ids."""
-  apply = functools.partial(model.apply, {"params": params})
-  cache = apply(tokens, max_length, method="start_decoding")
-
-  def next_logits(last: Array, state: Any) -> tuple[Array, Any]:
-    return apply(last, state, tokens, method="decode_step")
-
-  return decoding.greedy(next_logits, cache, batch_size=tokens.shape[0], max_length=max_length)
-
-
-def _token_losses(model: PromptedT5, params: Any, batch: Mapping[str, Array]) -> Array:
-  """`[2]`: summed cross-entropy of the target tokens, and their number."""
-  logits = model.apply({"params": params}, batch["encoder_input_tokens"],
-                       batch["decoder_input_tokens"], enable_dropout=False)
-  loss = cross_entropy(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"],
-                       z_loss=0.0)
-  return jnp.stack([loss.total, loss.weight_sum])
-
-
-def greedy_decode(model: PromptedT5, params: Any, tokens: Array, max_length: int) -> Array:
-  """`[B, S]` inputs -> `[B, U]` generated ids, for callers outside an evaluation."""
-  nothing = Split({})
-  return _call({}, params, nothing, model, _greedy, tokens, max_length=max_length)
-
-
-def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array) -> Array:
-  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`."""
-  return _call({}, params, Split({}), model, _score_labels, tokens, labels)
 
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -323,6 +245,6 @@ def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _mean_loss(sums: Sequence[np.ndarray]) -> float:
+def _mean_loss(sums: Sequence[Any]) -> float:
   total, tokens = np.stack(sums).sum(axis=0)
   return float(total / max(tokens, 1.0))

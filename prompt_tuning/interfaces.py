@@ -44,9 +44,12 @@ class ProjectionHook(Protocol):
 
 
 class BlockHook(Protocol):
-  """What a method does to a block's input: `(x [B, S, D], tokens [B, S]) -> x [B, S, D]`."""
+  """What a method does to a block's input: `(x [B, S, D], tokens) -> x [B, S, D]`.
 
-  def __call__(self, x: Array, tokens: Array) -> Array: ...
+  `tokens` are the encoder's `[B, S]` ids; in the decoder they are None.
+  """
+
+  def __call__(self, x: Array, tokens: Array | None) -> Array: ...
 
 
 @struct.dataclass

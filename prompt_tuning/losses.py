@@ -128,7 +128,8 @@ def _backward(label_smoothing, residuals, cotangents):
   ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
   target = jnp.where(ids == targets[..., None], on, off)
   gradient = (loss_cotangent + log_z_cotangent) * softmax - loss_cotangent * target
-  return gradient.astype(logits.dtype), None
+  # Two products read the gradient; without the barrier each would compute it again.
+  return jax.lax.optimization_barrier(gradient.astype(logits.dtype)), None
 
 
 _negative_log_likelihood.defvjp(_forward, _backward)

@@ -35,9 +35,9 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
   """Raises a UserError where the rows cannot be split evenly."""
   devices = mesh.shape["data"]
-  if batch_size % (devices * num_microbatches):
+  unit = devices * num_microbatches
+  if batch_size % unit:
     raise UserError(
       "BATCH_SIZE cannot be split evenly",
       found=f"BATCH_SIZE = {batch_size}, {devices} devices, {num_microbatches} microbatches",
-      wanted=f"a multiple of {devices * num_microbatches}",
-      fix=f"--gin.BATCH_SIZE={-(-batch_size // (devices * num_microbatches)) * devices * num_microbatches}")
+      wanted=f"a multiple of {unit}", fix=f"--gin.BATCH_SIZE={-(-batch_size // unit) * unit}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
@@ -14,6 +15,7 @@ _STYLES = {"train": {"color": "0.6", "linewidth": 1.0},
            "validation": {"color": "black", "marker": "o", "markersize": 3},
            "test": {"color": "tab:orange", "marker": "s", "linestyle": "--"}}
 _CHOICES = ("accuracy", "encoder_gap")
+_MOST_NAMES = 40
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -38,6 +40,21 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if axis.lines:
       axis.legend(frameon=False)
+  _save(figure, path)
+
+
+def draw_heat_map(matrix: np.ndarray, names: Sequence[str], path: pathlib.Path) -> None:
+  """Draws `[N, N]` cosines, -1 to 1, with the rows' names where there are few enough to read."""
+  figure, axis = plt.subplots(figsize=(5.0, 4.2))
+  image = axis.imshow(matrix, vmin=-1.0, vmax=1.0, cmap="RdBu_r")
+  if len(names) <= _MOST_NAMES:
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+  figure.colorbar(image, ax=axis, label="cosine")
+  _save(figure, path)
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
   figure.tight_layout()
   partial = path.with_name(path.stem + ".partial.png")
   figure.savefig(partial, dpi=150)

@@ -179,9 +179,10 @@ def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
   context = PromptContext(tokens=jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32))
   params = nn.meta.unbox(model.prompt.init({"params": key}, context, False))["params"]
   if sources.embedding.shape[1] != model.prompt.config.emb_dim:
-    raise UserError(
-      "The prompt and the backbone differ in width", found=f"prompt D={model.prompt.config.emb_dim}",
-      wanted=f"backbone D={sources.embedding.shape[1]}", fix="use one models/*.gin file for both")
+    raise UserError("The prompt and the backbone differ in width",
+                    found=f"prompt D = {model.prompt.config.emb_dim}",
+                    wanted=f"D = {sources.embedding.shape[1]}",
+                    fix="use one models/*.gin file for both")
   return model.prompt.initial_params(key, params, sources)
 
 

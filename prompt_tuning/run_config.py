@@ -18,7 +18,7 @@ from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import DTYPES, T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params, init_backbone, init_prompt
-from prompt_tuning.prompts.initializers import Sources, read_prompt
+from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
 from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.train_state import purpose_key
@@ -75,6 +75,13 @@ class ModelConfig:
       return None
     return backbone_files.check(self.initial_checkpoint_path, self.backbone,
                                 vocabularies.fingerprint(self.vocabulary))
+
+  def check_prompt_start(self) -> None:
+    """The file or run that the prompt starts from, checked without the backbone's weights."""
+    start = getattr(self.prompt, "initializer", None)
+    if isinstance(start, FromFile | FromRun):
+      table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
+      start(purpose_key(0, "prompt"), self.prompt.length, Sources(embedding=table))
 
   def load_backbone(self, seed: int, trained: trees.Split | None = None) -> dict[str, Any]:
     """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`."""

@@ -13,17 +13,21 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from prompt_tuning.disk import report_full, write_text
 from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed.
-MAY_CHANGE = ("train_steps", "eval_period", "log_period", "model_dir", "cache_dir", "patience",
-              "prefetch", "eval_settings")
+MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
+              "export_dtype", "eval_settings.batch_size", "task.cache_dir", "model.backbone.remat")
+_COLUMNS = ("step", "split", "metric", "value")
+_SHOWN = 4
 
 
 class RunDir:
@@ -33,8 +37,8 @@ class RunDir:
     self.path = pathlib.Path(path)
     self._events: Any = None
 
-  def claim(self, settings: Mapping[str, Any]) -> None:
-    """Makes the folder this run's, or checks that it already is.
+  def check(self, settings: Mapping[str, Any]) -> None:
+    """Checks that the folder is free or this run's; writes nothing.
 
     Raises:
       UserError: it is a file, holds something else, or a run with other settings.
@@ -43,67 +47,118 @@ class RunDir:
       raise UserError("MODEL_DIR is not a folder", found=str(self.path), wanted="a folder",
                       fix="give another --gin.MODEL_DIR")
     stored = self.path / "settings.json"
-    if stored.is_file():
-      _check_same(json.loads(stored.read_text()), _jsonable(settings), self.path)
-      return
-    if self.path.is_dir() and any(self.path.iterdir()):
+    # A run that stopped before its first number has nothing to protect.
+    if stored.is_file() and (self.path / "metrics.csv").exists():
+      old = json.loads(stored.read_text())
+      old.pop("corpus", None)
+      _check_same(old, _jsonable(settings), self.path)
+    elif not stored.is_file() and self.path.is_dir() and any(self.path.iterdir()):
       raise UserError("MODEL_DIR holds something that is not a run", found=str(self.path),
                       wanted="an empty or new folder, or this run's", fix="give a new MODEL_DIR")
-    self.path.mkdir(parents=True, exist_ok=True)
-    write_text(stored, json.dumps(_jsonable(settings), indent=2, sort_keys=True) + "\n")
+
+  def claim(self, settings: Mapping[str, Any], corpus: str) -> None:
+    """Makes the folder this run's, or checks that it already is.
+
+    Args:
+      settings: of the run (`describe`).
+      corpus: fingerprint of its data.
+
+    Raises:
+      UserError: as `check`; or the data of the run has changed.
+    """
+    self.check(settings)
+    stored = self.path / "settings.json"
+    if stored.is_file() and (self.path / "metrics.csv").exists():
+      old = json.loads(stored.read_text()).get("corpus", corpus)
+      if old != corpus:
+        raise UserError("The data of the run in MODEL_DIR has changed",
+                        found=f"{self.path}: fingerprint {corpus}", wanted=f"fingerprint {old}",
+                        fix="bring the old data back, or give a new --gin.MODEL_DIR")
+    with self._saving("the run's settings"):
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._write_json("settings.json", {**settings, "corpus": corpus})
 
   def write_config(self, text: str) -> None:
-    write_text(self.path / "config.gin", text)
+    with self._saving("config.gin"):
+      write_text(self.path / "config.gin", text)
 
   def write_summary(self, summary: Mapping[str, Any]) -> None:
-    write_text(self.path / "summary.json",
-               json.dumps(_jsonable(summary), indent=2, sort_keys=True) + "\n")
+    with self._saving("summary.json"):
+      self._write_json("summary.json", summary)
 
   def write_prompt(self, table: Any) -> None:
     partial = self.path / "prompt.partial.npy"
-    np.save(partial, np.asarray(table, np.float32))
-    os.replace(partial, self.path / "prompt.npy")
+    with self._saving("prompt.npy"):
+      np.save(partial, np.asarray(table, np.float32))
+      os.replace(partial, self.path / "prompt.npy")
 
-  def forget_after(self, step: int) -> None:
-    """Drops the metrics of steps that a resumed run will compute again."""
-    rows = [row for row in self.metrics() if row["step"] <= step]
-    lines = ["step,split,metric,value"]
-    lines += [f"{r['step']},{r['split']},{r['metric']},{r['value']!r}" for r in rows]
-    write_text(self.path / "metrics.csv", "\n".join(lines) + "\n")
+  def forget_after(self, step: int, evaluated: int) -> None:
+    """Drops the metrics that a resumed run will compute again.
+
+    Args:
+      step: the one that is resumed at; -1: none was saved.
+      evaluated: the last evaluation that it remembers; -1: none.
+    """
+    kept = [row for row in self.metrics()
+            if row["step"] <= (step if row["split"] == "train" else evaluated)]
+    lines = [",".join(_COLUMNS), *(
+      f"{row['step']},{row['split']},{row['metric']},{row['value']!r}" for row in kept)]
+    with self._saving("metrics.csv"):
+      write_text(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
   def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
     """Appends metrics to metrics.csv and the TensorBoard events."""
     target = self.path / "metrics.csv"
-    new = not target.exists()
-    with target.open("a", newline="") as file:
-      writer = csv.writer(file, lineterminator="\n")
-      if new:
-        writer.writerow(["step", "split", "metric", "value"])
-      for name, value in metrics.items():
-        writer.writerow([step, split, name, repr(float(value))])
-    if self._events is None:
-      from tensorboardX import SummaryWriter  # Imported by the first run that logs.
-      self._events = SummaryWriter(str(self.path), purge_step=step)
-    for name, value in metrics.items():
-      if math.isfinite(value):
-        self._events.add_scalar(f"{split}/{name}", float(value), step)
+    with self._saving("metrics.csv"):
+      lines = [] if target.exists() else [",".join(_COLUMNS)]
+      lines += [f"{step},{split},{name},{float(value)!r}" for name, value in metrics.items()]
+      with target.open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+      self._log_event(step, split, metrics)
 
   def metrics(self) -> list[dict[str, Any]]:
     target = self.path / "metrics.csv"
     if not target.exists():
       return []
-    with target.open(newline="") as file:
-      return [{"step": int(r["step"]), "split": r["split"], "metric": r["metric"],
-               "value": float(r["value"])} for r in csv.DictReader(file)]
+    text = target.read_text(encoding="utf-8")
+    # A kill or a full disk can leave half a line.
+    lines = text[:text.rfind("\n") + 1].splitlines()
+    return [{"step": int(r["step"]), "split": r["split"], "metric": r["metric"],
+             "value": float(r["value"])} for r in csv.DictReader(lines)]
 
   def plot(self) -> None:
     """Draws loss.png from metrics.csv: the losses, and the metric that chose the best prompt."""
     from prompt_tuning.plots import draw_curves  # matplotlib is slow to import.
-    draw_curves(self.metrics(), self.path / "loss.png")
+    with self._saving("loss.png"):
+      draw_curves(self.metrics(), self.path / "loss.png")
 
   def close(self) -> None:
     if self._events is not None:
       self._events.close()
+      self._events = None
+
+  def _saving(self, what: str) -> Any:
+    return report_full(what, self.path, "run the same command again: it resumes")
+
+  def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    write_text(self.path / name, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+  def _log_event(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    # tensorboardX's writer without its thread, which a full disk would end unseen. Imported by the
+    # first run that logs.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+    if self._events is None:
+      self._events = EventsWriter(str(self.path / "events"))
+      # TensorBoard then hides what an earlier file says of this step and later ones.
+      self._events.write_event(Event(
+        wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+    for name, value in metrics.items():
+      if math.isfinite(value):
+        self._events.write_event(Event(
+          wall_time=time.time(), step=step, summary=scalar(f"{split}/{name}", float(value))))
+    self._events.flush()
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -129,31 +184,28 @@ def describe(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file in one step: a kill leaves the old one or the new one."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)
-
-
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path) -> None:
-  changed = [key for key in sorted(old.keys() | new.keys())
-             if key not in MAY_CHANGE and old.get(key) != new.get(key)]
+  before, now = _leaves(old), _leaves(new)
+  changed = [f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
+             for key in sorted(before.keys() | now.keys())
+             if key not in MAY_CHANGE and before.get(key) != now.get(key)]
   if changed:
-    shown = "; ".join(_difference(key, old.get(key), new.get(key)) for key in changed)
-    raise UserError("MODEL_DIR holds another run", found=f"{path}: {shown}",
+    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    raise UserError("MODEL_DIR holds another run",
+                    found=f"{path}: {'; '.join(changed[:_SHOWN])}{more}",
                     wanted="the settings it was started with (these may change: "
                     + ", ".join(MAY_CHANGE) + ")",
                     fix="repeat that run's command, or give a new --gin.MODEL_DIR")
 
 
-def _difference(path: str, old: Any, new: Any) -> str:
-  """The first place where two descriptions part."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted(old.keys() | new.keys()):
-      if old.get(key) != new.get(key):
-        return _difference(f"{path}.{key}", old.get(key), new.get(key))
-  return f"{path} was {old!r}, is now {new!r}"
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+  """Nested mappings -> dotted path -> value."""
+  if not isinstance(value, dict):
+    return {path: value}
+  flat: dict[str, Any] = {}
+  for key, item in value.items():
+    flat |= _leaves(item, f"{path}.{key}" if path else key)
+  return flat
 
 
 def _jsonable(value: Any) -> Any:

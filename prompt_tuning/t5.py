@@ -20,6 +20,7 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
+from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import StackValues, T5Config, is_token
 from prompt_tuning.layers import MLP, Attention, Dense, Embed, RelativePositionBias, RMSNorm
 
@@ -162,6 +163,7 @@ class Encoder(nn.Module):
 
   def __call__(self, x: Array, tokens: Array, segment_ids: Array | None, values: StackValues,
                enable_dropout: bool) -> Array:
+    _check_projections(values, self.config, ("attention",))
     positions = jnp.arange(x.shape[1])
     mask = is_token(tokens)[:, None, None, :]
     if segment_ids is not None:
@@ -194,6 +196,7 @@ class Decoder(nn.Module):
   def __call__(self, x: Array, encoded: Array, encoder_tokens: Array, values: StackValues,
                encoder_segment_ids: Array | None, decoder_segment_ids: Array | None,
                enable_dropout: bool) -> Array:
+    _check_projections(values, self.config, ("self_attention", "encoder_decoder_attention"))
     positions = jnp.arange(x.shape[1])
     mask = (positions[:, None] >= positions[None, :])[None, None]
     cross_mask = is_token(encoder_tokens)[:, None, None, :]
@@ -212,6 +215,7 @@ class Decoder(nn.Module):
             max_length: int) -> DecoderCache:
     """Computes the cross-attention keys and values once; an empty self-attention cache."""
     config = self.config
+    _check_projections(values, config, ("self_attention", "encoder_decoder_attention"))
     rows = encoded.shape[0]
     # Shared's other fields are unread in prefill.
     shared = Shared(bias=jnp.zeros(()), mask=jnp.zeros(()), encoded=encoded)
@@ -295,6 +299,18 @@ def _enter(x: Array, values: StackValues, shared: Shared) -> Array:
   if values.block_input is None:
     return x
   return values.block_input(x, shared.tokens).astype(x.dtype)
+
+
+def _check_projections(values: StackValues, config: T5Config, attentions: tuple[str, ...]) -> None:
+  """Refuses a hook on a projection that no block has; it would never be called."""
+  gates = len(config.mlp_activations)
+  wi = ["wi"] if gates == 1 else [f"wi_{i}" for i in range(gates)]
+  parts = {"mlp": [*wi, "wo"]} | {name: ["query", "key", "value", "out"] for name in attentions}
+  known = [f"{module}/{name}" for module, names in parts.items() for name in names]
+  for name in values.projections:
+    if name not in known:
+      raise UserError("A prompt method hooks a projection that no block has", found=name,
+                      wanted="one of " + ", ".join(known), fix=nearest(name, known))
 
 
 def _hooks(values: StackValues, module: str) -> dict[str, Any]:

@@ -5,8 +5,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import seqio
-
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import registry
 from prompt_tuning.tasks.spec import TaskSpec
@@ -25,7 +23,7 @@ class TaskSetup:
   """
 
   task: Any
-  parts: Mapping[str, seqio.Task]
+  parts: Mapping[str, Any]
   rows: Mapping[str, TaskSpec | None]
   stochastic: tuple[str, ...]
   fingerprint: str
@@ -44,7 +42,7 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   """
   row = config.name if config.source is None else config.source.spec()
   task = registry.resolve(row, module=config.module, vocabulary=vocabulary)
-  tasks = list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
+  tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
   stochastic = tuple(name for name, row in rows.items()
                      if (config.stochastic if row is None else row.objective is not None))

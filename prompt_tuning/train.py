@@ -15,10 +15,11 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import partitioning, trees
@@ -56,6 +57,7 @@ class TrainConfig:
     eval_settings: of the evaluations during training; None: none.
     patience: stop after this many evaluations without a better one; None: never.
     prefetch: batches prepared ahead.
+    export_dtype: EXPORT_DTYPE, of the `backbone/` folder that a run which trains one leaves.
   """
 
   model: ModelConfig
@@ -72,6 +74,7 @@ class TrainConfig:
   eval_settings: EvalSettings | None = EvalSettings()
   patience: int | None = None
   prefetch: int = 4
+  export_dtype: str = "float32"
 
   def __post_init__(self):
     for name in ("train_steps", "batch_size", "eval_period", "log_period", "prefetch"):
@@ -139,58 +142,84 @@ class Trainer:
     self.module = config.model.module()
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
+    config.model.check_prompt_start()
     self.dir = RunDir(config.model_dir)
+    self.dir.check(describe(config))
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
       self.module, config.task, config.model.vocabulary, config.eval_settings)
-    self.dir.claim(describe(config))
+    self.dir.claim(describe(config), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
     self.transformation = None
-    self.counters: dict[str, Any] = {"best": None, "best_step": None, "worse": 0, "seconds": 0.0}
+    # What a resumed run remembers. `waiting`: metrics of the steps since the last line of
+    # metrics.csv; `evaluated`: the step of the last evaluation.
+    self.counters: dict[str, Any] = {"best": None, "best_step": None, "worse": 0, "evaluated": -1,
+                                     "waiting": [], "seconds": 0.0}
 
-  def run(self) -> Outcome:
+  def run(self, on_start: Callable[[Mapping[str, Any]], None] | None = None) -> Outcome:
+    try:
+      return self._run(on_start or (lambda summary: None))
+    finally:
+      self.dir.close()
+      self.checkpoints.close()
+
+  def _run(self, on_start: Callable[[Mapping[str, Any]], None]) -> Outcome:
     config = self.config
     state, frozen, summary = self._start()
+    on_start(summary)
     step = int(state.step)
-    compiled = self._compile(state, frozen, summary)
-    self.dir.write_summary(summary)
     best: Result | None = None
     pending: list[tuple[int, Any]] = []
-    stopped_early = False
-    with (_Stop() as stop, Progress(config.train_steps, step) as progress,
-          Prefetcher(self._device_batch, start=step, stop=config.train_steps,
-                     ahead=config.prefetch) as batches):
-      began, ended = time.time(), False
-      if step == 0 and self.evaluator is not None:
-        best = self._evaluate(state, frozen, 0, progress, best)
-      while not ended and step < config.train_steps:
-        state, metrics = compiled(state, frozen, next(batches))
-        step += 1
-        pending.append((step, metrics))
-        progress.advance()
-        due = step % config.eval_period == 0 or step == config.train_steps or stop.asked
-        if due or step % config.log_period == 0:
-          self._log(pending, began, progress)
-          pending, began = [], time.time()
-        if due:
-          if not stop.asked and self.evaluator is not None:
-            best = self._evaluate(state, frozen, step, progress, best)
-            stopped_early = (config.patience is not None
-                             and self.counters["worse"] >= config.patience)
-          self._save(state)
-          began = time.time()
-          ended = stop.asked or stopped_early
+    with _Stop() as stop, Progress(config.train_steps, step) as progress:
+      if self._evaluation_is_due(step):
+        best = self._evaluate(state, frozen, step, progress, best)
+      ended = self._is_out_of_patience() or step >= config.train_steps
+      compiled = None if ended else self._compile(state, frozen, summary)
+      self.dir.write_summary(summary)
+      with Prefetcher(self._device_batch, start=step, stop=config.train_steps,
+                      ahead=config.prefetch) as batches:
+        began = time.time()
+        while not ended:
+          state, metrics = compiled(state, frozen, next(batches))
+          step += 1
+          pending.append((step, metrics))
+          progress.advance()
+          stopping, evaluate = stop.asked, self._evaluation_is_due(step)
+          save = stopping or evaluate or self._ends_a_period(step)
+          if save or step % config.log_period == 0:
+            self._read(pending, began)
+            if step % config.log_period == 0 or self._ends_a_period(step):
+              self._log(step, len(pending), began, progress)
+            pending, began = [], time.time()
+          if save:
+            self._check_finite(state, step)
+            if evaluate and not stopping:
+              best = self._evaluate(state, frozen, step, progress, best)
+            self._save(state)
+            began = time.time()
+            ended = stopping or self._is_out_of_patience() or step >= config.train_steps
       interrupted = stop.asked and step < config.train_steps
-    return self._finish(state, frozen, best, step, interrupted, stopped_early, summary)
+    return self._finish(state, frozen, best, step, interrupted, summary)
+
+  def _ends_a_period(self, step: int) -> bool:
+    return step % self.config.eval_period == 0 or step == self.config.train_steps
+
+  def _evaluation_is_due(self, step: int) -> bool:
+    return (self.evaluator is not None and self._ends_a_period(step)
+            and self.counters["evaluated"] < step)
+
+  def _is_out_of_patience(self) -> bool:
+    return self.config.patience is not None and self.counters["worse"] >= self.config.patience
 
   def _data(self) -> TrainData:
     config = self.config
     setup = set_up(config.task, config.model.vocabulary)
     self.corpus = setup.fingerprint
     return TrainData(
-      setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size, seed=config.seed,
-      cache_dir=config.task.folder(), prompt_length=self.module.num_virtual_tokens,
+      setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
+      seed=config.seed, cache_dir=config.task.folder(),
+      prompt_length=self.module.num_virtual_tokens,
       pack=config.task.pack, stochastic=setup.stochastic, use_cached=config.task.use_cached,
       fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
       max_truncated_inputs=config.task.max_truncated_inputs,
@@ -212,10 +241,11 @@ class Trainer:
     state = new_state(trainable, self.transformation)
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
-      # Numbers after the checkpoint were computed by steps that will be repeated.
-      state, self.counters = self.checkpoints.restore(state)
-      self.dir.forget_after(resumed)
+      state, counters = self.checkpoints.restore(state)
+      self.counters |= counters
       log.info("resuming at step %d", resumed)
+    # Numbers after the checkpoint were computed by steps that will be repeated.
+    self.dir.forget_after(-1 if resumed is None else resumed, self.counters["evaluated"])
     summary = self._summary(trainable, frozen, backbone, resumed)
     return state, frozen, summary
 
@@ -252,24 +282,40 @@ class Trainer:
                           "compile": time.time() - began}
     return compiled
 
-  def _log(self, pending: list[tuple[int, Any]], began: float, progress: Progress) -> None:
-    """One host sync for all the steps since the last log; stops at the first bad number."""
+  def _read(self, pending: list[tuple[int, Any]], began: float) -> None:
+    """One host sync for all the steps since the last one; stops at the first bad number."""
     values = jax.device_get([metrics for _, metrics in pending])
     for (step, _), metrics in zip(pending, values, strict=True):
       if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-        raise UserError(
-          f"The loss or its gradient is not finite at step {step}",
-          found=f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}",
-          wanted="finite numbers",
-          fix="lower LEARNING_RATE; the last good state is kept in "
-          f"{self.dir.path} (step {self.checkpoints.latest_step()})")
-    seconds = time.time() - began
-    self.counters["seconds"] += seconds
-    mean = {name: float(np.mean([m[name] for m in values])) for name in values[0]}
-    mean["steps_per_second"] = len(pending) / max(seconds, 1e-9)
+        raise self._diverged(f"The loss or its gradient is not finite at step {step}",
+                             f"loss {metrics['loss']}, gradient norm {metrics['grad_norm']}")
+    self.counters["waiting"] += [{name: float(value) for name, value in metrics.items()}
+                                 for metrics in values]
+    self.counters["seconds"] += time.time() - began
+
+  def _check_finite(self, state: TrainState, step: int) -> None:
+    # The loss of a step is that of the parameters before it.
+    finite = jax.device_get(jax.tree.map(lambda x: jnp.isfinite(x).all(), state.trainable))
+    bad = [path for path, is_finite in trees.flatten(finite).items() if not is_finite]
+    if bad:
+      raise self._diverged(f"Trained parameters are not finite after step {step}",
+                           ", ".join(bad[:4]))
+
+  def _diverged(self, what: str, found: str) -> UserError:
+    saved = self.checkpoints.latest_step()
+    kept = "nothing was saved yet" if saved is None else (
+      f"the last good state is kept in {self.dir.path} (step {saved})")
+    return UserError(what, found=found, wanted="finite numbers",
+                     fix=f"lower LEARNING_RATE, in a new MODEL_DIR; {kept}")
+
+  def _log(self, step: int, num_steps: int, began: float, progress: Progress) -> None:
+    """A line of metrics.csv a metric: the means since the last ones."""
+    waiting, self.counters["waiting"] = self.counters["waiting"], []
+    mean = {name: float(np.mean([m[name] for m in waiting])) for name in waiting[0]}
+    mean["steps_per_second"] = num_steps / max(time.time() - began, 1e-9)
     mean["tokens_per_second"] = self._tokens_per_step() * mean["steps_per_second"]
-    self.dir.log(pending[-1][0], "train", mean)
-    progress.show(pending[-1][0], mean)
+    self.dir.log(step, "train", mean)
+    progress.show(step, mean)
 
   def _tokens_per_step(self) -> int:
     lengths = self.config.task.feature_lengths
@@ -279,6 +325,7 @@ class Trainer:
   def _evaluate(self, state: TrainState, frozen: Any, step: int, progress: Progress,
                 best: Result | None) -> Result | None:
     result = self.evaluator(state.trainable, frozen, self.split)
+    self.counters["evaluated"] = step
     self.dir.log(step, "validation", result.metrics)
     progress.evaluated(step, result.metrics)
     name, more_is_better = self.evaluator.best_metric
@@ -301,8 +348,9 @@ class Trainer:
     self.dir.plot()
 
   def _finish(self, state: TrainState, frozen: Any, best: Result | None, step: int,
-              interrupted: bool, stopped_early: bool, summary: dict[str, Any]) -> Outcome:
-    if self.evaluator is not None:
+              interrupted: bool, summary: dict[str, Any]) -> Outcome:
+    config = self.config
+    if self.counters["best_step"] is not None:
       state, _ = self.checkpoints.restore(state, best=True)
     else:
       self._write_best(state)
@@ -312,14 +360,13 @@ class Trainer:
     trains_backbone = any(path.startswith("backbone/") for path in self.split.trained)
     if trains_backbone:
       self._write_backbone(params["backbone"], int(state.step))
-    summary |= {"steps": step, "interrupted": interrupted, "stopped_early": stopped_early,
+    summary |= {"steps": step, "interrupted": interrupted,
+                "stopped_early": step < config.train_steps and not interrupted,
                 "best_step": self.counters["best_step"],
                 "best": None if best is None else best.metrics}
-    summary["seconds"] |= {"steps": self.counters["seconds"],
+    summary["seconds"] = summary.get("seconds", {}) | {"steps": self.counters["seconds"],
                            "total": time.time() - self.started}
     self.dir.write_summary(summary)
-    self.dir.close()
-    self.checkpoints.close()
     return Outcome(params, best, step, interrupted, summary)
 
   def _write_backbone(self, params: Mapping[str, Any], step: int) -> None:
@@ -328,14 +375,19 @@ class Trainer:
       pathlib.Path(config.model_dir) / "backbone", params, config.model.backbone,
       vocabulary=vocabularies.fingerprint(config.model.vocabulary),
       about={"from": config.model.initial_checkpoint_path, "task": config.task.name, "step": step,
-             "corpus": self.corpus})
+             "corpus": self.corpus}, dtype=config.export_dtype)
 
 
-def train(config: TrainConfig, operative_config: str = "") -> Outcome:
+def train(config: TrainConfig, operative_config: str = "",
+          on_start: Callable[[Mapping[str, Any]], None] | None = None) -> Outcome:
   """Runs or resumes one training run.
+
+  Args:
+    operative_config: for config.gin.
+    on_start: called with the summary before the first step.
 
   Raises:
     UserError: a setting, a file or the data is wrong, the disk is full, or the loss diverged;
       what was saved before is kept.
   """
-  return Trainer(config, operative_config).run()
+  return Trainer(config, operative_config).run(on_start)

@@ -14,6 +14,7 @@ installed versions, so its `fingerprint()` (a hash of its content) belongs besid
 import ast
 import dataclasses
 import functools
+import gc
 import gzip
 import hashlib
 import importlib.metadata
@@ -134,9 +135,10 @@ def _write(path: pathlib.Path, payload: bytes) -> None:
   """Writes under a private name and renames: a reader sees nothing or the whole file."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-      file.write(payload)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+      private = pathlib.Path(folder) / path.name
+      private.write_bytes(payload)
+      os.replace(private, path)
   except OSError as error:
     raise UserError(f"the docstring cache {path} cannot be written", found=repr(error),
                     wanted="a directory with some megabytes free",
@@ -177,8 +179,16 @@ def locations() -> dict[str, list[pathlib.Path]]:
 
 def build(folders: Mapping[str, list[pathlib.Path]]) -> list[Docstring]:
   """Reads, cleans, deduplicates and splits the docstrings below `folders`."""
-  rows = [row for library, roots in folders.items() for root in roots
-          for row in _of_library(library, root)]
+  # Syntax trees hold no cycles, and the collector walks them again and again: without it this
+  # takes half the time.
+  collects = gc.isenabled()
+  gc.disable()
+  try:
+    rows = [row for library, roots in folders.items() for root in roots
+            for row in _of_library(library, root)]
+  finally:
+    if collects:
+      gc.enable()
   kept = first_of_each([f"{row.first_line} {row.body}" for row in rows])
   return [rows[index] for index in kept]
 
@@ -189,8 +199,8 @@ def _of_library(library: str, root: pathlib.Path) -> Iterator[Docstring]:
     if _is_test(relative) or relative.as_posix().startswith(FOREIGN):
       continue
     text = path.read_text(encoding="utf-8", errors="replace")
-    if '"""' not in text and "'''" not in text:
-      continue
+    if ('"""' not in text and "'''" not in text) or ("def " not in text and "class " not in text):
+      continue  # modules of imports alone: parsing is what takes the time
     try:
       with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escapes

@@ -34,14 +34,19 @@ def train(sentences: Iterable[str], *, size: int, words: Sequence[str] = (),
   would instead also cut every longer word that starts with one.
 
   Raises:
-    UserError: a word did not become one piece.
+    UserError: the text is too small for the size, or a word did not become one piece.
   """
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=itertools.chain(sentences, list(words) * WORD_COUNT), model_writer=model,
-    model_type="unigram", vocab_size=size, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-    character_coverage=0.9999, required_chars=ASCII, normalization_rule_name="nmt_nfkc",
-    byte_fallback=False, num_threads=num_threads, minloglevel=1)
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=itertools.chain(sentences, list(words) * WORD_COUNT), model_writer=model,
+      model_type="unigram", vocab_size=size, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+      character_coverage=0.9999, required_chars=ASCII, normalization_rule_name="nmt_nfkc",
+      byte_fallback=False, num_threads=num_threads, minloglevel=1)
+  except RuntimeError as error:
+    raise UserError(f"no vocabulary of {size} pieces can be made from this text", found=error,
+                    wanted="more text, or another size", fix="change --size, or add files"
+                    ) from error
   processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
   cut = [word for word in words if len(processor.encode(word)) != 1]
   if cut:

@@ -6,6 +6,7 @@ under `prompt/`, and nothing about it in the backbone.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import Array
@@ -40,9 +41,11 @@ class DummyPrompt(nn.Module):
 
   def initial_params(self, key: Array, params: dict, sources: Sources) -> dict:
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    # One draw, because each new shape is compiled.
+    numbers = np.asarray(0.1 * jax.random.normal(key, (sum(leaf.size for leaf in leaves),)))
+    pieces = np.split(numbers, np.cumsum([leaf.size for leaf in leaves])[:-1])
     return structure.unflatten(
-      [0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+      [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)])
 
 
 class KeyValuePrompt(DummyPrompt):

@@ -74,11 +74,11 @@ class NumpyT5:
 
   def attend(self, path, x, source, allowed, bias, extra):
     heads, size = self.config.num_heads, self.config.head_dim
-    project = {name: self.flat[f"{path}/{name}/kernel"] for name in ("query", "key", "value", "out")}
+    into = {name: self.flat[f"{path}/{name}/kernel"] for name in ("query", "key", "value")}
     mixed = []
     for h in range(heads):
       part = slice(h * size, (h + 1) * size)
-      queries, keys, values = (inputs @ project[name][:, part] for name, inputs in
+      queries, keys, values = (inputs @ into[name][:, part] for name, inputs in
                                (("query", x), ("key", source), ("value", source)))
       here, see = bias[h], allowed
       if extra is not None:
@@ -88,11 +88,11 @@ class NumpyT5:
         here = np.concatenate([np.zeros((len(x), length)), here], axis=1)
         see = np.concatenate([np.ones((len(x), length), bool), see], axis=1)
       mixed.append(attention(queries, keys, values, see, here))
-    return np.concatenate(mixed, axis=1) @ project["out"]
+    return np.concatenate(mixed, axis=1) @ self.flat[path + "/out/kernel"]
 
   def mlp(self, path, x):
-    gelu = 0.5 * (lambda y: y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))))(
-      x @ self.flat[path + "/wi_0/kernel"])
+    y = x @ self.flat[path + "/wi_0/kernel"]
+    gelu = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
     return gelu * (x @ self.flat[path + "/wi_1/kernel"]) @ self.flat[path + "/wo/kernel"]
 
   def encode(self, x, real):
@@ -102,7 +102,8 @@ class NumpyT5:
     for i in range(self.config.num_encoder_layers):
       path = f"encoder/layers_{i}"
       y = self.norm(path + "/pre_attention_layer_norm", x)
-      x = x + self.attend(path + "/attention", y, y, allowed, bias, self.ahead("encoder", "self", i))
+      x = x + self.attend(path + "/attention", y, y, allowed, bias,
+                          self.ahead("encoder", "self", i))
       x = x + self.mlp(path + "/mlp", self.norm(path + "/pre_mlp_layer_norm", x))
     return self.norm("encoder/encoder_norm", x)
 

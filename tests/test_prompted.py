@@ -1,6 +1,7 @@
 """What every prompt method has to pass, driven by the table in descriptors.py."""
 
 import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -14,6 +15,7 @@ from descriptors import (
   CONFIG,
   Case,
   batch,
+  fast_jit,
   forward,
   loss,
   loss_and_gradient,
@@ -21,6 +23,7 @@ from descriptors import (
   run,
   unstacked,
 )
+from jax.extend.core import jaxprs_in_params
 
 from prompt_tuning import trees
 from prompt_tuning.prompted import abstract_params, init_prompt, logical_axes
@@ -71,11 +74,11 @@ def test_initial_prompt_has_the_shapes_of_the_model(case):
 
 
 @every_case
-def test_jit_equals_eager(case):
-  model = case.model()
+def test_scanned_and_compiled_equals_unscanned_and_eager(case):
+  model, other = case.model(), case.model(scan_layers=False)
   params = random_params(model)
   for compiled, eager in zip(forward(model)(params, batch(model)),
-                             run(model, params, batch(model)), strict=True):
+                             run(other, unstacked(params), batch(model)), strict=True):
     near(compiled, eager)
 
 
@@ -105,8 +108,7 @@ def shapes_of_results(jaxpr) -> set[tuple[int, ...]]:
   """Of everything that a program computes, inner programs included."""
   shapes = set()
   for equation in jaxpr.eqns:
-    inner = list(jax.core.jaxprs_in_params(equation.params))
-    for program in inner:
+    for program in jaxprs_in_params(equation.params):
       shapes |= shapes_of_results(program)
     shapes |= {var.aval.shape for var in equation.outvars}
   return shapes
@@ -181,17 +183,11 @@ def test_mixed_batch_equals_separate_batches(case):
       near(together[rows], apart[rows])
 
 
-@every_case
-def test_scanned_equals_unscanned(case):
-  model, other = case.model(), case.model(scan_layers=False)
-  params = random_params(model)
-  for scanned, unscanned in zip(forward(model)(params, batch(model)),
-                                forward(other)(unstacked(params), batch(model)), strict=True):
-    near(scanned, unscanned)
+REMATS = list(zip(CASES, itertools.cycle(["full", "save_projections"]), strict=False))
 
 
-@pytest.mark.parametrize("remat", ["full", "save_projections"])
-@every_case
+@pytest.mark.parametrize("case,remat", REMATS,
+                         ids=lambda value: getattr(value, "name", value))
 def test_remat_changes_no_value_and_no_gradient(case, remat):
   model = case.model()
   params = random_params(model)
@@ -209,8 +205,9 @@ def test_cached_steps_equal_teacher_forcing(case):
   _, wanted = forward(model)(params["params"], data)
   tokens, ids = data["tokens"], data["prompt_ids"]
   length = data["decoder_tokens"].shape[1]
-  cache = jax.jit(lambda p: model.apply(p, tokens, length, ids, method=model.start_decoding))(params)
-  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  cache = fast_jit(lambda p: model.apply(p, tokens, length, ids, method=model.start_decoding))(
+    params)
+  step = fast_jit(functools.partial(model.apply, method=model.decode_step))
   for u in range(length):
     logits, cache = step(params, data["decoder_tokens"][:, u:u + 1], cache, tokens, ids)
     near(logits, wanted[:, u])
@@ -218,10 +215,10 @@ def test_cached_steps_equal_teacher_forcing(case):
 
 
 def main():
-  rows = {case.name: parameters(case) for case in CASES}
-  text = [f'"{name}": {{\n' + ",\n".join(f'"{path}": {json.dumps(row)}' for path, row
-                                         in leaves.items()) + "\n}" for name, leaves in rows.items()]
-  GOLDEN.write_text("{" + ",\n".join(text) + "}\n")
+  methods = [f'"{case.name}": {{\n' + ",\n".join(
+    f'"{path}": {json.dumps(row)}' for path, row in parameters(case).items()) + "\n}"
+    for case in CASES]
+  GOLDEN.write_text("{" + ",\n".join(methods) + "}\n")
   print(f"wrote {GOLDEN} for {CONFIG}", file=sys.stderr)
 
 

@@ -73,7 +73,8 @@ def t5x_axes(layers: dict[str, list[str]], ahead: tuple[str, ...]) -> dict[str, 
   for stack, modules in T5X_LAYER.items():
     for layer in layers[stack]:
       for module, leaves in modules.items():
-        axes |= {f"{stack}/{layer}/{module}/{leaf}": ahead + names for leaf, names in leaves.items()}
+        for leaf, names in leaves.items():
+          axes[f"{stack}/{layer}/{module}/{leaf}"] = ahead + names
   return {path: list(names) for path, names in axes.items()}
 
 
@@ -123,8 +124,8 @@ def test_parameters_are_stored_in_their_own_dtype():
 
 
 if __name__ == "__main__":
-  layouts = [f'"{layout}": {{\n' + ",\n".join(f'"{path}": {json.dumps(row)}' for path, row
-                                                in leaves.items()) + "\n}"
-             for layout, leaves in tables().items()]
+  layouts = [f'"{layout}": {{\n' + ",\n".join(
+    f'"{path}": {json.dumps(row)}' for path, row in leaves.items()) + "\n}"
+    for layout, leaves in tables().items()]
   NAMES.write_text("{" + ",\n".join(layouts) + "}\n")
   print(f"wrote {NAMES}", file=sys.stderr)

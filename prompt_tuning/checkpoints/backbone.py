@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from prompt_tuning import trees
+from prompt_tuning.disk import report_full
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import T5Config
 
 SHIPPED = pathlib.Path(__file__).parent.parent / "pretrained"
 WEIGHTS, METADATA = "backbone.safetensors", "backbone.json"
 
-# What decides whether weights fit a model; the rest (dropout, dtypes, remat) is a matter of the run.
+# What decides whether weights fit a model; the rest (dropout, dtypes, remat) is the run's matter.
 _ARCHITECTURE = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers",
                  "num_decoder_layers", "mlp_activations", "logits_via_embedding",
                  "relative_attention_num_buckets", "relative_attention_max_distance")
@@ -125,7 +126,16 @@ def save(folder: pathlib.Path, params: Mapping[str, Any], config: T5Config, *, v
     vocabulary: its fingerprint.
     about: where the weights come from, for people.
     dtype: what is stored.
+
+  Raises:
+    UserError: the disk is full.
   """
+  with report_full("a backbone", folder, "run the same command again"):
+    _save(folder, params, config, vocabulary, about, dtype)
+
+
+def _save(folder: pathlib.Path, params: Mapping[str, Any], config: T5Config, vocabulary: str,
+          about: Mapping[str, Any], dtype: str) -> None:
   partial = folder.with_name(folder.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)

@@ -4,13 +4,13 @@ Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's fol
 not at all. The frozen backbone is not in them.
 """
 
-import errno
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from prompt_tuning.disk import first_line, report_full
 from prompt_tuning.errors import UserError
 from prompt_tuning.train_state import TrainState
 
@@ -35,18 +35,14 @@ class TrainedCheckpoints:
     step = int(state.step)
     if step in manager.all_steps():
       return
-    try:
+    for newer in [other for other in manager.all_steps() if other > step]:
+      # Left by a run that was killed and goes on with other periods; Orbax only saves forwards.
+      manager.delete(newer)
+    again = f"run the same command again: it resumes from step {self.latest_step() or 0}"
+    with report_full("a checkpoint", self._folder, again):
       manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(_as_tree(state)), counters=ocp.args.JsonSave(counters)))
       manager.wait_until_finished()
-    except Exception as error:
-      if _no_space(error):
-        raise UserError("No space is left while saving a checkpoint",
-                        found=f"{self._folder}: {_first_line(error)}",
-                        wanted="room for the trained parameters and their optimizer state",
-                        fix="free some space and run the same command again: it resumes from "
-                        f"step {self.latest_step()}") from error
-      raise
 
   def restore(self, abstract: TrainState, *, best: bool = False) -> tuple[TrainState, dict]:
     """Reads the newest step into the shapes, dtypes and shardings of `abstract`.
@@ -61,7 +57,7 @@ class TrainedCheckpoints:
         state=ocp.args.StandardRestore(_as_tree(abstract)), counters=ocp.args.JsonRestore()))
     except Exception as error:
       raise UserError("The run's checkpoint cannot be restored",
-                      found=f"{self._folder}, step {step}: {_first_line(error)}",
+                      found=f"{self._folder}, step {step}: {first_line(error)}",
                       wanted="the state that this configuration trains",
                       fix="remove that step's folder to start from an earlier one, or use a new "
                       "MODEL_DIR") from error
@@ -90,12 +86,3 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
 
 def _like(structure: Any, leaves: dict[str, Any]) -> Any:
   return jax.tree.unflatten(jax.tree.structure(structure), [leaves[k] for k in sorted(leaves)])
-
-
-def _no_space(error: BaseException) -> bool:
-  full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-  return full or "No space left" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0][:300]

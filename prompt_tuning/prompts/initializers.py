@@ -97,6 +97,8 @@ class ClassLabels:
     if isinstance(labels, str) or not labels or not all(isinstance(x, str) and x for x in labels):
       raise UserError("ClassLabels.labels is not a list of labels", found=repr(labels),
                       wanted="strings, one a class", fix="--gin.CLASS_LABELS=\"['yes', 'no']\"")
+    # gin gives lists; a module's fields must be hashable.
+    object.__setattr__(self, "labels", tuple(labels))
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
     table = np.asarray(sources.embedding, np.float32)
@@ -153,8 +155,9 @@ def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
     UserError: no such file, not an array, pickled, or of another length or width.
   """
   try:
-    # Pickles run code on load; a prompt is a plain array.
-    table = np.load(path, allow_pickle=False)
+    with open(path, "rb") as file:
+      # Pickles run code on load; a prompt is a plain array.
+      table = np.load(file, allow_pickle=False)
   except FileNotFoundError as error:
     raise UserError("PROMPT_FILE does not exist", found=path, wanted="a .npy file [P, D]",
                     fix="give the prompt.npy of a run's MODEL_DIR") from error

@@ -52,7 +52,11 @@ class SoftPrompt(nn.Module):
                        shape, jnp.float32)
     if self.num_prompts > 1:
       if context.prompt_ids is None:
-        # Shape passes (init, eval_shape) have no batch; row 0 has the right shape.
+        if not self.is_initializing():
+          raise UserError("A bank of prompts was used without prompt ids", found="prompt_ids=None",
+                          wanted=f"[B] ids below {self.num_prompts}",
+                          fix="give the batch `prompt_ids`, or set num_prompts to 1")
+        # Initialisation has no batch; row 0 has the right shape.
         table = table[:1]
       else:
         table = jnp.take(table, jnp.clip(context.prompt_ids, 0, self.num_prompts - 1), axis=0)

@@ -1,0 +1,114 @@
+"""Evaluates what was trained on one split of one task, and leaves the result in files.
+
+  eval_<task>_<split>.json           metrics, and where the parameters came from
+  predictions_<task>_<split>.jsonl   input, target and prediction, a row a line
+
+They go to OUTPUT_DIR, or into the run's MODEL_DIR. A run's metrics.csv gets the metrics too.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+from prompt_tuning import trained_model
+from prompt_tuning.disk import write_text
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
+from prompt_tuning.run_config import ModelConfig, TaskConfig
+from prompt_tuning.run_dir import RunDir, environment
+from prompt_tuning.trees import Split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+  """One evaluation.
+
+  Attributes:
+    model, task, eval_settings: what, on which data, how.
+    model_dir: MODEL_DIR of the run that trained the model, or None.
+    prompt_file: PROMPT_FILE, or None.
+    output_dir: OUTPUT_DIR; None: MODEL_DIR, or no files at all.
+    seed: RANDOM_SEED of the run, for a backbone with random weights.
+  """
+
+  model: ModelConfig
+  task: TaskConfig
+  eval_settings: EvalSettings
+  model_dir: str | None = None
+  prompt_file: str | None = None
+  output_dir: str | None = None
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Attributes:
+    result: metrics and predictions.
+    majority: metrics of always predicting the most frequent label; None without labels.
+    files: what was written.
+    long_inputs: rows whose input lost its end.
+  """
+
+  result: Result
+  majority: dict[str, float] | None
+  files: list[pathlib.Path]
+  long_inputs: int
+
+
+def evaluate_run(config: EvalConfig) -> Report:
+  """Checks, loads, evaluates, writes.
+
+  Raises:
+    UserError: a setting, a file or the data is wrong.
+  """
+  output = config.output_dir or config.model_dir
+  if output is not None and pathlib.Path(output).is_file():
+    raise UserError("OUTPUT_DIR is a file", found=output, wanted="a folder",
+                    fix="give another --gin.OUTPUT_DIR")
+  trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
+  evaluator = Evaluator(trained.config.module(), config.task, config.model.vocabulary,
+                        config.eval_settings)
+  result = evaluator({}, trained.load(config.seed), Split({}))
+  majority = evaluator.majority() if evaluator.method == "rank" else None
+  files = [] if output is None else _write(pathlib.Path(output), config, trained, result)
+  if config.model_dir is not None:
+    _log(config, result)
+    files.append(pathlib.Path(config.model_dir) / "metrics.csv")
+  return Report(result, majority, files, evaluator.report.long_inputs)
+
+
+def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.TrainedModel,
+           result: Result) -> list[pathlib.Path]:
+  folder.mkdir(parents=True, exist_ok=True)
+  name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{config.task.name}_{config.eval_settings.split}")
+  about: dict[str, Any] = {
+    "task": config.task.name, "split": config.eval_settings.split, "metrics": result.metrics,
+    "backbone": trained.config.initial_checkpoint_path, "prompt_file": trained.prompt_file,
+    **environment(config.seed)}
+  files = [folder / f"eval_{name}.json"]
+  write_text(files[0], json.dumps(about, indent=2, sort_keys=True) + "\n")
+  if result.predictions:
+    rows = zip(result.inputs, result.targets, result.predictions, strict=True)
+    lines = [json.dumps({"input": i, "target": t, "prediction": p}, ensure_ascii=False)
+             for i, t, p in rows]
+    files.append(folder / f"predictions_{name}.jsonl")
+    write_text(files[1], "\n".join(lines) + "\n")
+  return files
+
+
+def _log(config: EvalConfig, result: Result) -> None:
+  """Adds the metrics to metrics.csv; evaluating again adds nothing that is there."""
+  run = RunDir(config.model_dir)
+  settings = json.loads((run.path / "settings.json").read_text())
+  own_task = settings.get("task", {}).get("name") == config.task.name
+  split = config.eval_settings.split
+  split = split if own_task else f"{config.task.name}/{split}"
+  step = trained_model.trained_step(config.model_dir)
+  known = {(r["step"], r["split"], r["metric"], r["value"]) for r in run.metrics()}
+  new = {name: value for name, value in result.metrics.items()
+         if (step, split, name, value) not in known}
+  if new:
+    run.log(step, split, new)
+  run.close()

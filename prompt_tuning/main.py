@@ -1,0 +1,247 @@
+"""The `prompt-tuning` command.
+
+Nothing heavy is imported before a subcommand runs, so `--help` answers at once. A mistake of the
+user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done, or stopped in a way
+that the same command resumes; 2 a mistake of the user's; 130 interrupted from the keyboard.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from prompt_tuning import config
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.native_logs import quiet_environment, quiet_imports
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+  """A parsed command line.
+
+  Attributes:
+    options: of argparse.
+    bindings: the `--gin.NAME=VALUE`s as gin text.
+  """
+
+  options: argparse.Namespace
+  bindings: list[str]
+
+  def load(self, command: str) -> None:
+    """Loads `commands/<command>.gin`, and what the user named.
+
+    With a run's MODEL_DIR and no gin file, `eval` and `infer` take the run's own settings.
+    """
+    files = list(self.options.gin_file)
+    if not files and command in ("eval", "infer"):
+      files = _run_settings(self.bindings)
+    with quiet_imports():
+      config.load([f"commands/{command}.gin", *files], self.bindings,
+                  self.options.gin_search_paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """Attributes:
+    help: one line.
+    run: what it does; the exit code.
+    flags: adds its own arguments.
+    takes_gin: it has a configuration.
+  """
+
+  help: str
+  run: Callable[[Arguments], int]
+  flags: Callable[[argparse.ArgumentParser], None] | None = None
+  takes_gin: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command line; the exit code."""
+  given = list(sys.argv[1:] if argv is None else argv)
+  quiet_environment()
+  try:
+    return _run(given)
+  except UserError as error:
+    if "--debug" in given:
+      traceback.print_exc()
+    else:
+      print(error, file=sys.stderr)
+    return USER_MISTAKE
+  except KeyboardInterrupt:
+    print("Interrupted.", file=sys.stderr)
+    return INTERRUPTED
+  except BrokenPipeError:
+    # The reader of standard output has gone: nothing more can be written there, at exit neither.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except SystemExit as stop:  # argparse, after --help
+    return stop.code if isinstance(stop.code, int) else 0
+
+
+def _run(given: list[str]) -> int:
+  parser, parsers = _parsers()
+  if not given:
+    parser.print_help(sys.stderr)
+    return USER_MISTAKE
+  name = given[0]
+  if name not in COMMANDS:
+    if name in ("-h", "--help"):
+      parser.parse_args(["--help"])
+    raise UserError("There is no such command", found=name,
+                    wanted="prompt-tuning " + "|".join(COMMANDS) + ", or --help",
+                    fix=nearest(name, COMMANDS))
+  command = COMMANDS[name]
+  bindings, rest = config.split_gin_flags(given[1:]) if command.takes_gin else ([], given[1:])
+  options, unknown = parsers[name].parse_known_args(rest)
+  if unknown:
+    flags = [flag for action in parsers[name]._actions for flag in action.option_strings]
+    flag = unknown[0].split("=")[0]
+    raise UserError(f"`prompt-tuning {name}` does not take {flag}", found=" ".join(unknown),
+                    wanted=f"a flag that `prompt-tuning {name} --help` lists",
+                    fix=nearest(flag, flags + (["--gin.NAME=VALUE"] if command.takes_gin else [])))
+  return command.run(Arguments(options, bindings))
+
+
+class _Parser(argparse.ArgumentParser):
+  """argparse, with our kind of error."""
+
+  def error(self, message: str) -> None:
+    raise UserError("The command line cannot be read", found=message,
+                    wanted=self.format_usage().strip(), fix=f"see `{self.prog} --help`")
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+  parser = _Parser(prog="prompt-tuning", description="Soft prompts for a frozen T5.",
+                   epilog="`prompt-tuning COMMAND --help` lists a command's flags.")
+  group = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=_Parser)
+  parsers = {}
+  for name, command in COMMANDS.items():
+    gin = "--gin.NAME=VALUE overrides one setting of the gin files; repeatable."
+    sub = parsers[name] = group.add_parser(name, help=command.help, description=command.help,
+                                           allow_abbrev=False,
+                                           epilog=gin if command.takes_gin else None)
+    if command.takes_gin:
+      config.add_flags(sub)
+    else:
+      sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if command.flags is not None:
+      command.flags(sub)
+  return parser, parsers
+
+
+def _run_settings(bindings: Sequence[str]) -> list[str]:
+  """The config.gin of the run that `--gin.MODEL_DIR` names, if there is one."""
+  import ast
+  values = [b.partition(" = ")[2] for b in bindings if b.startswith("MODEL_DIR = ")]
+  try:
+    folder = pathlib.Path(ast.literal_eval(values[-1]))
+  except (IndexError, ValueError, SyntaxError, TypeError):
+    return []
+  settings = folder / "config.gin"
+  return [str(settings.absolute())] if settings.is_file() else []
+
+
+def _train(arguments: Arguments) -> int:
+  arguments.load("train")
+  with quiet_imports():
+    from prompt_tuning import run_report
+    from prompt_tuning.train import TrainConfig, train
+  settings = config.build(TrainConfig)
+  outcome = train(settings, config.operative(), on_start=run_report.started)
+  run_report.ended(settings, outcome)
+  return 0
+
+
+def _eval(arguments: Arguments) -> int:
+  arguments.load("eval")
+  with quiet_imports():
+    from prompt_tuning import run_report
+    from prompt_tuning.eval_run import EvalConfig, evaluate_run
+  settings = config.build(EvalConfig)
+  run_report.evaluated(settings, evaluate_run(settings))
+  return 0
+
+
+def _infer(arguments: Arguments) -> int:
+  arguments.load("infer")
+  from prompt_tuning.infer import STANDARD, InferConfig, infer
+  settings = config.build(InferConfig)
+  counts = infer(settings)
+  place = "" if settings.output_file == STANDARD else f" in {settings.output_file}"
+  cut = f"; {counts.long_inputs} inputs were too long and lost their end" if (
+    counts.long_inputs) else ""
+  print(f"{counts.predictions} predictions{place}{cut}", file=sys.stderr)
+  return 0
+
+
+def _info(arguments: Arguments) -> int:
+  arguments.load("info")
+  from prompt_tuning import info
+  info.show(config.build(info.InfoConfig), as_json=arguments.options.json,
+            with_paths=arguments.options.paths)
+  return 0
+
+
+def _tasks(arguments: Arguments) -> int:
+  from prompt_tuning import task_listing
+  if arguments.options.name is None:
+    task_listing.list_tasks()
+  else:
+    task_listing.show_task(arguments.options.name, arguments.options.examples,
+                           arguments.options.vocabulary)
+  return 0
+
+
+def _inspect(arguments: Arguments) -> int:
+  arguments.load("model")
+  from prompt_tuning.inspection import inspect
+  from prompt_tuning.run_config import ModelConfig
+  options = arguments.options
+  inspect(config.build(ModelConfig), options.prompt, words=options.words,
+          output_dir=options.output_dir)
+  return 0
+
+
+def _demo(arguments: Arguments) -> int:
+  with quiet_imports():
+    from prompt_tuning import demo
+  return demo.run(arguments.options.model_dir)
+
+
+def _info_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+  parser.add_argument("--paths", action="store_true", help="every parameter's path and shape")
+
+
+def _tasks_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("name", nargs="?", help="show this task's examples and lengths")
+  parser.add_argument("--examples", type=int, default=3, metavar="N", help="how many (3)")
+  parser.add_argument("--vocabulary", default="tiny", metavar="NAME",
+                      help="tiny, bytes, or the path of a SentencePiece model")
+
+
+def _inspect_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("prompt", nargs="+", metavar="PROMPT.npy", help="prompts to look at")
+  parser.add_argument("--words", type=int, default=5, metavar="K", help="words a vector (5)")
+  parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and a heat map there")
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--model_dir", metavar="FOLDER", help="where the run is kept")
+
+
+COMMANDS = {
+  "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train),
+  "eval": Command("metrics of a trained prompt or model on a task", _eval),
+  "infer": Command("predictions for a task, or for lines of a file", _infer),
+  "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
+  "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags, False),
+  "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
+  "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
+                  _demo_flags, False),
+}

@@ -1,0 +1,108 @@
+"""What `train` and `eval` print around a run: what it starts from, what came of it."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prompt_tuning.eval_run import EvalConfig, Report
+from prompt_tuning.info import show_bytes
+from prompt_tuning.train import Outcome, TrainConfig
+
+_SHOWN = 5
+
+
+def started(summary: Mapping[str, Any]) -> None:
+  """A table of what was restored, initialised, trained and frozen."""
+  table = Table(title=f"task {summary['task']}, on {summary['device']}")
+  table.add_column("")
+  table.add_column("parameters", justify="right")
+  table.add_column("size", justify="right")
+  table.add_column("from")
+  made = summary["initialised"]
+  rows = [("restored", summary["restored"], str(summary["backbone"]["from"])),
+          ("initialised", _sum(made["backbone"], made["prompt"]), _made(made)),
+          ("trained", summary["trained"], f"{summary['trained']['share']:.3%} of all"),
+          ("frozen", summary["frozen"], "")]
+  for name, size, note in rows:
+    note = note if size["parameters"] else ""
+    table.add_row(name, f"{size['parameters']:,}", show_bytes(size["bytes"]), escape(note))
+  console = Console()
+  console.print(table)
+  data = summary["data"]
+  line = f"{data['rows']:,} training rows, {data['epochs']:.2f} epochs"
+  if data["long_inputs"] or data["long_targets"]:
+    line += f"; {data['long_inputs']} inputs and {data['long_targets']} targets lose their end"
+  console.print(line, highlight=False)
+  if summary["resumed_at"] is not None:
+    console.print(f"Resuming at step {summary['resumed_at']}.", highlight=False)
+
+
+def ended(config: TrainConfig, outcome: Outcome) -> None:
+  """Where the run was left, its best metrics, and what to do next."""
+  console = Console()
+  if outcome.interrupted:
+    print(f"Stopped at step {outcome.step} of {config.train_steps}, and saved. The same command "
+          "resumes.")
+    return
+  best = outcome.summary["best"]
+  if best is not None:
+    console.print(metrics_table(
+      f"best evaluation, step {outcome.summary['best_step']}", best))
+  folder = pathlib.Path(config.model_dir)
+  names = [name for name in ("prompt.npy", "backbone", "metrics.csv", "loss.png", "summary.json",
+                             "config.gin") if (folder / name).exists()]
+  print(f"The run is in {folder}: {', '.join(names)}")
+  print(f"Evaluate:  prompt-tuning eval --gin.MODEL_DIR={folder}")
+  print(f"Predict:   prompt-tuning infer --gin.MODEL_DIR={folder} --gin.INPUT_FILE=lines.txt")
+
+
+def evaluated(config: EvalConfig, report: Report) -> None:
+  """The metrics, some predictions, and the files."""
+  settings = config.eval_settings
+  console = Console()
+  console.print(metrics_table(f"{config.task.name}, {settings.split}", report.result.metrics,
+                              report.majority))
+  rows = list(zip(report.result.inputs, report.result.targets, report.result.predictions,
+                  strict=True))[:_SHOWN]
+  if rows:
+    table = Table(title="the first predictions")
+    for column in ("input", "target", "prediction"):
+      table.add_column(column)
+    for row in rows:
+      table.add_row(*(escape(_short(text)) for text in row))
+    console.print(table)
+  if report.long_inputs:
+    print(f"{report.long_inputs} inputs were too long and lost their end.")
+  for file in report.files:
+    print(f"Wrote {file}")
+
+
+def metrics_table(title: str, metrics: Mapping[str, float],
+                  majority: Mapping[str, float] | None = None) -> Table:
+  """A row a metric; beside it that of the majority class, where there is one."""
+  table = Table(title=title)
+  table.add_column("metric")
+  table.add_column("value", justify="right")
+  if majority:
+    table.add_column("majority class", justify="right")
+  for name, value in metrics.items():
+    other = [] if not majority else [f"{majority[name]:.4g}" if name in majority else ""]
+    table.add_row(name, f"{value:.4g}" if name != "examples" else f"{value:.0f}", *other)
+  return table
+
+
+def _sum(*sizes: Mapping[str, int]) -> dict[str, int]:
+  return {name: sum(size[name] for size in sizes) for name in ("parameters", "bytes")}
+
+
+def _made(made: Mapping[str, Mapping[str, int]]) -> str:
+  return " and ".join(name for name in ("backbone", "prompt") if made[name]["parameters"])
+
+
+def _short(text: str) -> str:
+  text = " ".join(text.split())
+  return text[:57] + "..." if len(text) > 60 else text

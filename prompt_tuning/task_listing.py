@@ -1,0 +1,106 @@
+"""What `prompt-tuning tasks` shows: the table of tasks, and one task's rows and lengths.
+
+Nothing here imports TensorFlow: texts come from the task's row, ids from the light tokenizer.
+"""
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from prompt_tuning.tasks import table, vocabularies
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+
+PERCENTILES = (50, 90, 99, 100)
+# Lengths are multiples of this, for the sake of the matrix units.
+_MULTIPLE = 8
+_INPUT_PERCENTILE = 99
+
+
+def list_tasks() -> None:
+  """Prints every task and mixture of the table; reads no data."""
+  shown = Table(title="tasks (MIXTURE_OR_TASK_NAME)")
+  for column in ("name", "kind", "splits", "labels", "metrics", "description"):
+    shown.add_column(column, overflow="fold")
+  for row in table.describe():
+    shown.add_row(row["name"], row["kind"], ", ".join(row["splits"]),
+                  escape(", ".join(row["labels"] or ())), ", ".join(row["metrics"]),
+                  escape(row["description"]))
+  Console().print(shown)
+
+
+def show_task(name: str, count: int, vocabulary: str) -> None:
+  """Prints examples, rows a split, lengths in tokens and the TASK_FEATURE_LENGTHS they suggest.
+
+  Args:
+    count: of the examples.
+    vocabulary: as VOCABULARY.
+
+  Raises:
+    UserError: there is no such task or vocabulary.
+  """
+  row = table.spec(name)
+  console = Console()
+  if isinstance(row, MixtureSpec):
+    console.print(f"{name}: a mixture", highlight=False)
+    for task, rate in row.rates.items():
+      console.print(f"  {task}  rate {rate:g}", highlight=False)
+    return
+  console.print(f"[bold]{name}[/bold]  {escape(row.description)}", highlight=False)
+  if row.labels:
+    console.print("labels: " + escape(", ".join(row.labels)), highlight=False)
+  first = row.source.splits[0]
+  for number, example in enumerate(table.examples(name, first, count), start=1):
+    for feature, text in example.items():
+      if feature in ("inputs", "targets"):
+        console.print(f"{first} {number} {feature}: {text}", highlight=False, markup=False)
+  lengths = token_lengths(row, vocabularies.load_light(vocabulary))
+  _show_lengths(console, row, lengths, vocabulary)
+
+
+def token_lengths(row: TaskSpec, tokenizer: vocabularies.Tokenizer,
+                  ) -> dict[str, dict[str, np.ndarray]]:
+  """split -> feature -> `[rows]` lengths in ids, the end of the sequence included."""
+  result = {}
+  for split in row.source.splits:
+    found: dict[str, list[int]] = {}
+    for raw in row.source.rows(split):
+      for feature, text in row.to_text(raw).items():
+        if feature in ("inputs", "targets"):
+          found.setdefault(feature, []).append(len(tokenizer.encode(text)) + 1)
+    result[split] = {feature: np.array(values) for feature, values in found.items()}
+  return result
+
+
+def suggest_lengths(lengths: dict[str, dict[str, np.ndarray]]) -> dict[str, int]:
+  """TASK_FEATURE_LENGTHS that hold 99 % of the inputs and every target, in multiples of 8."""
+  wanted = {"inputs": _INPUT_PERCENTILE, "targets": 100}
+  result = {}
+  for feature, percentile in wanted.items():
+    rows = [found[feature] for found in lengths.values() if feature in found]
+    if rows:
+      value = int(np.percentile(np.concatenate(rows), percentile, method="higher"))
+      result[feature] = -(-value // _MULTIPLE) * _MULTIPLE
+  return result
+
+
+def _show_lengths(console: Console, row: TaskSpec, lengths: dict[str, dict[str, np.ndarray]],
+                  vocabulary: str) -> None:
+  shown = Table(title=f"tokens a row, vocabulary {vocabulary}")
+  shown.add_column("split")
+  shown.add_column("rows", justify="right")
+  shown.add_column("feature")
+  for percentile in PERCENTILES:
+    shown.add_column(f"{percentile} %", justify="right")
+  for split, found in lengths.items():
+    for feature, values in found.items():
+      at = [str(int(np.percentile(values, p, method="higher"))) for p in PERCENTILES]
+      shown.add_row(split, f"{len(values):,}", feature, *at)
+  console.print(shown)
+  if row.objective is not None:
+    console.print("A denoising task: its objective makes inputs and targets of these texts, of the "
+                  "length that it is set to.", highlight=False)
+    return
+  suggested = suggest_lengths(lengths)
+  console.print(f"suggested: --gin.TASK_FEATURE_LENGTHS=\"{suggested}\"", highlight=False,
+                soft_wrap=True, markup=False)

@@ -1,0 +1,91 @@
+"""The parameters that `eval` and `infer` use: the backbone, and what a run trained.
+
+A run's MODEL_DIR holds `prompt.npy`, or `backbone/` where it trained the backbone, or both. A
+PROMPT_FILE stands for itself and comes before the run's. The file says how many virtual tokens the
+prompt has, so PROMPT_LENGTH is not needed.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.errors import UserError
+from prompt_tuning.prompts.initializers import read_prompt
+from prompt_tuning.run_config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """Checked, but not loaded.
+
+  Attributes:
+    config: the model, as what was trained needs it.
+    prompt_file: what fills its prompt, or None.
+  """
+
+  config: ModelConfig
+  prompt_file: str | None
+
+  def load(self, seed: int) -> dict[str, Any]:
+    """`{"backbone": ..., "prompt": ...}`; `seed` is of a backbone with random weights."""
+    params = {"backbone": self.config.load_backbone(seed)}
+    if self.prompt_file is not None:
+      params["prompt"] = self.config.load_prompt(self.prompt_file)
+    return params
+
+
+def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) -> TrainedModel:
+  """Says where the parameters come from, and checks all that can be checked without weights.
+
+  Args:
+    model_dir: MODEL_DIR of a run, or None.
+    prompt_file: PROMPT_FILE, or None: the run's `prompt.npy`.
+
+  Raises:
+    UserError: MODEL_DIR is not a run, or saved nothing; the model has a prompt and there is none to
+      fill it, or the other way round; the prompt or the checkpoint does not fit the model.
+  """
+  if model_dir is not None:
+    folder = _run(model_dir)
+    has_backbone = (folder / "backbone" / backbone_files.METADATA).is_file()
+    has_prompt = (folder / "prompt.npy").is_file()
+    if not (has_backbone or has_prompt or prompt_file):
+      raise UserError("The run in MODEL_DIR has saved nothing to evaluate", found=str(folder),
+                      wanted="prompt.npy or backbone/ in it",
+                      fix="repeat its `prompt-tuning train` command; it resumes")
+    if has_backbone:
+      config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
+    if has_prompt and prompt_file is None:
+      prompt_file = str(folder / "prompt.npy")
+  if config.prompt is None and prompt_file is not None:
+    raise UserError("There is a prompt, but the model takes none", found=prompt_file,
+                    wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
+  if config.prompt is not None and prompt_file is None:
+    raise UserError("The model takes a prompt, but there is none to fill it",
+                    found="neither PROMPT_FILE nor MODEL_DIR", wanted="one of them",
+                    fix="give --gin.PROMPT_FILE=.../prompt.npy, or use prompts/none.gin for the "
+                    "plain model")
+  if prompt_file is not None:
+    length = len(read_prompt(prompt_file, None, config.backbone.emb_dim))
+    config = dataclasses.replace(config, prompt=config.prompt.clone(length=length))
+  config.check()
+  return TrainedModel(config, prompt_file)
+
+
+def trained_step(model_dir: str) -> int:
+  """The step of the run's best parameters, as its summary says; 0 where it does not."""
+  summary = _run(model_dir) / "summary.json"
+  found = json.loads(summary.read_text()) if summary.is_file() else {}
+  return found.get("best_step") or found.get("steps") or 0
+
+
+def _run(model_dir: str) -> pathlib.Path:
+  folder = pathlib.Path(model_dir)
+  if not (folder / "settings.json").is_file():
+    found = "a folder without settings.json" if folder.is_dir() else "no such folder"
+    raise UserError("MODEL_DIR holds no run", found=f"{folder} ({found})",
+                    wanted="the MODEL_DIR of a `prompt-tuning train` command",
+                    fix="correct the path, or give --gin.PROMPT_FILE instead")
+  return folder
