@@ -26,7 +26,7 @@ from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies
-from prompt_tuning.token_cache import TokenCache
+from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
 METHODS = ("auto", "rank", "decode", "loss")
@@ -95,14 +95,14 @@ class Evaluator:
     self.method = self._method()
     self._labels = self._label_ids() if self.method == "rank" else None
 
-  @property
-  def best_metric(self) -> tuple[str, bool]:
-    """Which metric chooses the best prompt, and whether more of it is better."""
-    if self.method == "loss":
-      return "loss", False
+  def score(self, metrics: Mapping[str, float]) -> list[float]:
+    """What the best prompt is chosen by, more is better: accuracy with labels, else the loss.
+
+    Of equal accuracies (of the majority class, say) the one with the smaller label loss is better.
+    """
     if self.method == "rank":
-      return "accuracy", True
-    return "loss", False
+      return [metrics["accuracy"], -metrics["label_loss"]]
+    return [-metrics["loss"]]
 
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""
@@ -149,8 +149,14 @@ class Evaluator:
     return [min(share, len(cache)) for cache in self._caches]
 
   def _rows(self) -> list[dict[str, Any]]:
-    return [cache[i] for cache, limit in zip(self._caches, self._limits(), strict=True)
-            for i in range(limit)]
+    return [self._with_text(cache[i]) for cache, limit in zip(self._caches, self._limits(),
+                                                              strict=True) for i in range(limit)]
+
+  def _with_text(self, row: dict[str, Any]) -> dict[str, Any]:
+    # A user's task may not keep its texts; every row has a target, if only EOS.
+    if row["targets_text"] or row["inputs_text"]:
+      return row
+    return row | {f"{name}_text": self._tokenizer.decode(row[name].tolist()) for name in FEATURES}
 
   def _batches(self):
     """Batches of the rows within the limits; the last one of a task is filled up and masked."""
@@ -193,6 +199,7 @@ class Evaluator:
     # Renormalised over the labels: what the choice was made by.
     log_probs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     metrics = self._metrics(targets, predictions)
+    metrics.setdefault("accuracy", float((scores.argmax(axis=1) == known).mean()))
     metrics["label_loss"] = float(-log_probs[np.arange(len(rows)), known].mean())
     metrics["loss"] = float(-scores[np.arange(len(rows)), known].sum()
                             / sum((self._labels[k] != 0).sum() for k in known))

@@ -122,7 +122,8 @@ def infer(config: InferConfig) -> Counts:
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
   tokenizer = trained.config.tokenizer()
   labels = None if config.labels is None else label_ids(config.labels, tokenizer)
-  examples = _from_task(config) if config.input_file is None else _from_lines(config, tokenizer)
+  read = _from_task if config.input_file is None else _from_lines
+  examples = read(config, tokenizer)
   long_inputs = _check_lengths(examples, lengths["inputs"], config)
   _check_output(config.output_file)
   params = trained.load(config.seed)
@@ -178,7 +179,7 @@ def _from_lines(config: InferConfig, tokenizer: vocabularies.Tokenizer) -> Examp
   return Examples(texts, ids, None)
 
 
-def _from_task(config: InferConfig) -> Examples:
+def _from_task(config: InferConfig, tokenizer: vocabularies.Tokenizer) -> Examples:
   # Lines of a file need no TensorFlow, which takes seconds to import.
   from prompt_tuning.data import cache_task
   from prompt_tuning.task_setup import set_up
@@ -191,8 +192,10 @@ def _from_task(config: InferConfig) -> Examples:
                      epoch_seed=0 if name in setup.stochastic else None,
                      fingerprint=setup.fingerprint, use_cached=config.task.use_cached)
   rows = [cache[i] for i in range(min(len(cache), config.max_examples or len(cache)))]
-  return Examples([row["inputs_text"] for row in rows], [row["inputs"] for row in rows],
-                  [row["targets_text"] for row in rows])
+  # Denoising tasks, and some of users, keep no texts.
+  texts = {name: [row[f"{name}_text"] or tokenizer.decode(row[name].tolist()) for row in rows]
+           for name in ("inputs", "targets")}
+  return Examples(texts["inputs"], [row["inputs"] for row in rows], texts["targets"])
 
 
 def _check_lengths(examples: Examples, length: int, config: InferConfig) -> int:

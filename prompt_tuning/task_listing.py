@@ -19,13 +19,15 @@ _INPUT_PERCENTILE = 99
 
 def list_tasks() -> None:
   """Prints every task and mixture of the table; reads no data."""
-  shown = Table(title="tasks (MIXTURE_OR_TASK_NAME)")
-  for column in ("name", "kind", "splits", "labels", "metrics", "description"):
-    shown.add_column(column, overflow="fold")
+  shown = Table(title="tasks (MIXTURE_OR_TASK_NAME)", show_lines=True)
+  # Three columns fit into a terminal of 80.
+  shown.add_column("name", no_wrap=True)
+  shown.add_column("kind, splits, metrics")
+  shown.add_column("description, labels")
   for row in table.describe():
-    shown.add_row(row["name"], row["kind"], ", ".join(row["splits"]),
-                  escape(", ".join(row["labels"] or ())), ", ".join(row["metrics"]),
-                  escape(row["description"]))
+    how = [row["kind"], ", ".join(row["splits"]), ", ".join(row["metrics"])]
+    about = [row["description"], "labels: " + ", ".join(row["labels"]) if row["labels"] else ""]
+    shown.add_row(row["name"], *(escape("\n".join(filter(None, cell))) for cell in (how, about)))
   Console().print(shown)
 
 
@@ -40,6 +42,7 @@ def show_task(name: str, count: int, vocabulary: str) -> None:
     UserError: there is no such task or vocabulary.
   """
   row = table.spec(name)
+  tokenizer = vocabularies.load_light(vocabulary)
   console = Console()
   if isinstance(row, MixtureSpec):
     console.print(f"{name}: a mixture", highlight=False)
@@ -54,7 +57,7 @@ def show_task(name: str, count: int, vocabulary: str) -> None:
     for feature, text in example.items():
       if feature in ("inputs", "targets"):
         console.print(f"{first} {number} {feature}: {text}", highlight=False, markup=False)
-  lengths = token_lengths(row, vocabularies.load_light(vocabulary))
+  lengths = token_lengths(row, tokenizer)
   _show_lengths(console, row, lengths, vocabulary)
 
 

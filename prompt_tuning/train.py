@@ -154,8 +154,8 @@ class Trainer:
     self.transformation = None
     # What a resumed run remembers. `waiting`: metrics of the steps since the last line of
     # metrics.csv; `evaluated`: the step of the last evaluation.
-    self.counters: dict[str, Any] = {"best": None, "best_step": None, "worse": 0, "evaluated": -1,
-                                     "waiting": [], "seconds": 0.0}
+    self.counters: dict[str, Any] = {"score": None, "best_step": None, "worse": 0,
+                                     "evaluated": -1, "waiting": [], "seconds": 0.0}
 
   def run(self, on_start: Callable[[Mapping[str, Any]], None] | None = None) -> Outcome:
     try:
@@ -235,10 +235,11 @@ class Trainer:
     backbone = config.model.load_backbone(config.seed, self.split)
     prompt = config.model.start_prompt(backbone, config.seed)
     params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
-    trainable, frozen = jax.device_put(self.split.split(params),
-                                       partitioning.replicated(self.mesh))
+    everywhere = partitioning.replicated(self.mesh)
+    trainable, frozen = jax.device_put(self.split.split(params), everywhere)
     self.transformation = config.optimizer.build(trainable)
-    state = new_state(trainable, self.transformation)
+    # Scalars too: a checkpoint is restored to the devices that the state is on.
+    state = jax.device_put(new_state(trainable, self.transformation), everywhere)
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
       state, counters = self.checkpoints.restore(state)
@@ -328,13 +329,11 @@ class Trainer:
     self.counters["evaluated"] = step
     self.dir.log(step, "validation", result.metrics)
     progress.evaluated(step, result.metrics)
-    name, more_is_better = self.evaluator.best_metric
-    value = result.metrics[name]
-    old = self.counters["best"]
-    if old is not None and not (value > old if more_is_better else value < old):
+    score = self.evaluator.score(result.metrics)
+    if self.counters["score"] is not None and score <= self.counters["score"]:
       self.counters["worse"] += 1
       return best
-    self.counters |= {"best": value, "best_step": step, "worse": 0}
+    self.counters |= {"score": score, "best_step": step, "worse": 0}
     self._write_best(state)
     self.checkpoints.save(state, self.counters, best=True)
     return result

@@ -78,7 +78,8 @@ def trained_step(model_dir: str) -> int:
   """The step of the run's best parameters, as its summary says; 0 where it does not."""
   summary = _run(model_dir) / "summary.json"
   found = json.loads(summary.read_text()) if summary.is_file() else {}
-  return found.get("best_step") or found.get("steps") or 0
+  steps = (found.get("best_step"), found.get("steps"))
+  return next((step for step in steps if step is not None), 0)
 
 
 def _run(model_dir: str) -> pathlib.Path:

@@ -19,6 +19,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.tasks.objectives import (
   MIN_TOKENS,
   Deshuffle,
+  MissingWord,
   Objective,
   PrefixLM,
   Rebuild,
@@ -121,6 +122,16 @@ def _(objective: PrefixLM, tokens, seeds, first_sentinel):
 def _(objective: Deshuffle, tokens, seeds, first_sentinel):
   del objective, first_sentinel
   return tf.gather(tokens, tf.argsort(_scores(tf.size(tokens), seeds[0]))), tokens
+
+
+@corrupt.register
+def _(objective: MissingWord, tokens, seeds, first_sentinel):
+  rare = tokens >= objective.first_rank
+  # Ranks are below 0 unless a piece is rare: one of those at random, else the rarest.
+  order = tf.where(rare, _scores(tf.size(tokens), seeds[0]), _float(tokens) - 1e6)
+  word = tokens[tf.argmax(order)]
+  last_sentinel = first_sentinel - NUM_SENTINELS + 1
+  return tf.where(tokens == word, last_sentinel, tokens), word[tf.newaxis]
 
 
 def noise_mask(objective: SpanCorruption | Rebuild, length: tf.Tensor,

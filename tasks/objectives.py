@@ -178,4 +178,26 @@ class Deshuffle(Objective):
   label: ClassVar[str] = "deshuffle"
 
 
-OBJECTIVES = {kind.label: kind for kind in (SpanCorruption, Rebuild, PrefixLM, Deshuffle)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MissingWord(Objective):
+  """Name a piece that the text lacks: salient span masking (Guu et al. 2020, section 3.4) with
+  rarity for salience. The answer depends on what the text is about, and is all there is to say,
+  as in classification.
+
+  inputs:  the text with every occurrence of one rare piece replaced by `<extra_id_99>`
+  targets: the piece
+
+  Attributes:
+    first_rank: pieces from this id on count as rare (SentencePiece sorts by frequency); in a text
+      without any, the rarest is taken.
+  """
+
+  first_rank: int = 200
+  label: ClassVar[str] = "missing_word"
+
+  def needed(self, length: int) -> tuple[int, int]:
+    return length + 1, 2 + self.leading_sentinel
+
+
+OBJECTIVES = {kind.label: kind
+              for kind in (SpanCorruption, Rebuild, PrefixLM, Deshuffle, MissingWord)}

@@ -1,13 +1,16 @@
 """A T5 of a few thousand parameters over bytes, as objects and as gin."""
 
-import jax
+import functools
+
 import numpy as np
 
+from prompt_tuning import trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.interfaces import T5Config
-from prompt_tuning.prompted import init_backbone
+from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_config import ModelConfig
+from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
 
 CONFIG = T5Config(vocab_size=264, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
@@ -43,9 +46,18 @@ def save_prompt(path, seed: int = 0, length: int = PROMPT_LENGTH, width: int = 1
   return table
 
 
+@functools.cache
+def backbone(seed: int):
+  """Random parameters, without a compilation."""
+  rng = np.random.default_rng(seed)
+  shapes = abstract_params(PromptedT5(T5(CONFIG)))["backbone"]
+  return trees.map_with_path(
+    lambda path, leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
+
+
 def save_backbone(folder, seed: int = 3):
   """Writes a random backbone as a checkpoint, and returns its parameters."""
-  params = init_backbone(jax.random.key(seed), CONFIG)
+  params = backbone(seed)
   backbone_files.save(folder, params, CONFIG, vocabulary=vocabularies.fingerprint("bytes"),
                       about={})
   return params

@@ -1,6 +1,47 @@
-"""Every shipped gin file parses, stands in a ranked folder, and includes only files that exist."""
+"""Every shipped gin file parses and builds: each size, each method, each start, each run."""
 
-from prompt_tuning import config, gin_files
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from prompt_tuning import config, gin_files, trees
+from prompt_tuning.prompted import PromptedT5, abstract_params
+from prompt_tuning.run_config import ModelConfig
+from prompt_tuning.t5 import T5
+from prompt_tuning.train import TrainConfig
+
+NAMES = gin_files.shipped_names()
+
+
+def files(folder):
+  return [name for name in NAMES if name.startswith(f"{folder}/")]
+
+
+# What a user must give for a file: `NAME = %gin.REQUIRED` in it, and nothing else may be missing.
+GIVEN = {
+  "MODEL_DIR": "'somewhere'", "MIXTURE_OR_TASK_NAME": "'docstring_library'",
+  "TASK_FEATURE_LENGTHS": "{'inputs': 64, 'targets': 8}", "CLASS_LABELS": "['yes', 'no']",
+  "PROMPT_TEXT": "'classify'", "INITIAL_PROMPT_FILE": "'prompt.npy'",
+  "SOURCE_MODEL_DIR": "'other'", "INITIAL_CHECKPOINT_PATH": "'tiny'", "CORPUS": "['a.txt']",
+  "TRAIN_FILE": "'a.csv'", "VALIDATION_FILE": "'b.csv'", "INPUTS": "'{text}'",
+  "TARGETS": "'{label}'"}
+TRAINING_RUNS = [name for name in files("runs") if name not in ("runs/eval.gin", "runs/infer.gin")]
+
+
+def given(*names):
+  """Bindings of the macros that these files require."""
+  required = {setting.key for name in names
+              for setting in config.read(gin_files.shipped_folder() / name).settings
+              if repr(setting.value) == "%gin.REQUIRED"}
+  return [f"{name} = {GIVEN[name]}" for name in sorted(required - {"BACKBONE", "OPTIMIZER"})
+          if name in GIVEN]
+
+
+def build_model(*names, bindings=()):
+  config.load(["commands/model.gin", *names], bindings)
+  return config.build(ModelConfig)
 
 
 def test_every_file_parses():
@@ -15,3 +56,89 @@ def test_every_file_parses():
 def test_the_folder_is_the_installed_package():
   from prompt_tuning import gin_configs
   assert gin_files.shipped_folder().joinpath("__init__.py").samefile(gin_configs.__file__)
+
+
+def test_the_files_of_the_design_are_there():
+  sizes = {"t5_1_1": "small base large xl xxl", "t5_1_0": "small base large 3b 11b",
+           "mt5": "small base large xl xxl", "byt5": "small base large xl xxl"}
+  wanted = {f"models/{family}_{size}.gin" for family, names in sizes.items()
+            for size in names.split()} | {"models/tiny.gin"}
+  wanted |= {f"prompts/{name}.gin" for name in ("soft", "none")}
+  wanted |= {f"inits/{name}.gin" for name in ("uniform", "sampled_vocab", "class_labels", "text",
+                                             "from_file", "from_run")}
+  wanted |= {f"runs/{name}.gin" for name in ("prompt_tune", "model_tune", "pretrain", "lm_adapt",
+                                            "eval", "infer", "your_data")}
+  assert wanted <= set(NAMES)
+
+
+@pytest.mark.parametrize("size", files("models"))
+def test_every_size_has_the_parameters_its_file_states(size):
+  text = (gin_files.shipped_folder() / size).read_text()
+  stated = int(re.search(r"([\d,]{7,}) parameters", text)[1].replace(",", ""))
+  plain = build_model(size, "prompts/none.gin")
+  assert plain.prompt is None
+  params = abstract_params(plain.module())
+  assert trees.count(params) == stated and params.keys() == {"backbone"}
+
+
+@pytest.mark.parametrize("size", files("models"))
+def test_every_size_takes_a_soft_prompt(size):
+  model = build_model(size, "prompts/soft.gin")
+  assert model.prompt.length == 100 and model.prompt.config == model.backbone
+  shape = jax.eval_shape(model.prompt.init, jax.random.key(0), None)["params"]["embedding"]
+  assert jax.tree.leaves(shape)[0].shape == (100, model.backbone.emb_dim)
+
+
+@pytest.mark.parametrize("method", files("prompts"))
+def test_every_method_runs_at_one_size(method):
+  model = build_model("models/t5_1_1_small.gin", method, bindings=given(method)).module()
+  tokens = jax.ShapeDtypeStruct((2, model.num_virtual_tokens + 7), jnp.int32)
+  targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+  logits = jax.eval_shape(
+    lambda params, *arrays: model.apply({"params": params}, *arrays, enable_dropout=False),
+    abstract_params(model), tokens, targets)
+  assert logits.shape == (2, 3, 32128) and logits.dtype == jnp.float32
+  backbone = abstract_params(PromptedT5(T5(model.backbone.config)))["backbone"]
+  assert jax.tree.structure(abstract_params(model)["backbone"]) == jax.tree.structure(backbone)
+
+
+@pytest.mark.parametrize("init", files("inits"))
+def test_every_start_builds(init):
+  """Whichever way around the files are named."""
+  names = ["models/tiny.gin", "prompts/soft.gin", init]
+  model = build_model(*names, bindings=given(init))
+  assert build_model(*reversed(names), bindings=given(init)) == model
+  name = init.removeprefix("inits/").removesuffix(".gin").replace("_", "")
+  assert type(model.prompt.initializer).__name__.lower().startswith(name)
+  hash(model.module())  # compiled functions are kept by it
+
+
+@pytest.mark.parametrize("run", TRAINING_RUNS)
+def test_every_training_run_builds(run):
+  names = ["commands/train.gin", "models/tiny.gin", run]
+  if run == "runs/your_data.gin":
+    names.append("runs/prompt_tune.gin")
+  if "runs/prompt_tune.gin" in names:
+    names.append("prompts/soft.gin")
+  bindings = given("commands/train.gin", "commands/task.gin", *names)
+  if run in ("runs/pretrain.gin", "runs/lm_adapt.gin", "runs/your_data.gin"):
+    bindings = [b for b in bindings if not b.startswith("MIXTURE_OR_TASK_NAME")]
+  config.load(names, bindings)
+  built = config.build(TrainConfig)
+  assert built.model_dir == "somewhere" and built.eval_settings is not None
+  assert (built.trainable == ()) == ("prompts/soft.gin" in names)
+  assert (built.task.source is None) == (run in ("runs/prompt_tune.gin", "runs/model_tune.gin"))
+  # The operative text alone is the same run.
+  text = config.operative()
+  assert "BATCH_SIZE" in text or "batch_size" in text
+
+
+@pytest.mark.parametrize("command, extra", [
+  ("eval", ["MIXTURE_OR_TASK_NAME = 'docstring_library'"]), ("infer", ["INPUT_FILE = '-'"])])
+def test_the_other_runs_build(command, extra):
+  from prompt_tuning.eval_run import EvalConfig
+  from prompt_tuning.infer import InferConfig
+  config.load([f"commands/{command}.gin", "models/tiny.gin", "prompts/soft.gin",
+               f"runs/{command}.gin"], extra)
+  built = config.build({"eval": EvalConfig, "infer": InferConfig}[command])
+  assert built.task.feature_lengths == {"inputs": 512, "targets": 64}

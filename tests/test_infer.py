@@ -1,5 +1,6 @@
 """Predictions for lines, against models applied row by row; the command's errors."""
 
+import functools
 import io
 import json
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import CONFIG, GIN, PROMPT_LENGTH, model, save_prompt
+from small_models import CONFIG, GIN, PROMPT_LENGTH, backbone, model, save_backbone, save_prompt
 
 from prompt_tuning import decoding, scoring
 from prompt_tuning.errors import UserError
@@ -16,6 +17,7 @@ from prompt_tuning.main import main
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.scoring import Decoding
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.trees import Split
 
 LINES = ["good dog", "a bad cat", "x", "trees are green", "no", "what", "some more"]
 LENGTHS = {"inputs": 16, "targets": 6}
@@ -26,6 +28,7 @@ TOKENIZER = vocabularies.load_light("bytes")
 def folder(tmp_path):
   (tmp_path / "in.txt").write_text("\n".join(LINES) + "\n")
   save_prompt(tmp_path / "prompt.npy")
+  save_backbone(tmp_path / "backbone")
   return tmp_path
 
 
@@ -33,7 +36,8 @@ def settings(folder, lengths=LENGTHS, max_truncated=0.05, **changes):
   defaults = {"input_file": str(folder / "in.txt"), "output_file": str(folder / "out.txt"),
               "prompt_file": str(folder / "prompt.npy"), "batch_size": 3}
   task = TaskConfig(name=None, feature_lengths=lengths, max_truncated_inputs=max_truncated)
-  return InferConfig(**({"model": model(), "task": task} | defaults | changes))
+  start = model(initial_checkpoint_path=str(folder / "backbone"))
+  return InferConfig(**({"model": start, "task": task} | defaults | changes))
 
 
 def written(folder):
@@ -41,12 +45,17 @@ def written(folder):
   return (folder / "out.txt").read_text().split("\n")[:-1]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward(module, params, tokens, decoder_tokens):
+  return module.apply({"params": params}, tokens, decoder_tokens, enable_dropout=False)
+
+
 class Reference:
   """One unpadded row at a time, recomputed in full for every token."""
 
   def __init__(self, folder):
     self.module = model().module()
-    self.params = {"backbone": model().load_backbone(0),
+    self.params = {"backbone": backbone(3),
                    "prompt": {"embedding": jnp.asarray(np.load(folder / "prompt.npy"))}}
 
   def tokens(self, text):
@@ -54,14 +63,16 @@ class Reference:
     return jnp.array([ids], jnp.int32)
 
   def log_probs(self, text, prefix):
-    logits = self.module.apply({"params": self.params}, self.tokens(text),
-                               jnp.array([[0, *prefix]], jnp.int32), enable_dropout=False)
-    return np.asarray(jax.nn.log_softmax(logits[0].astype(jnp.float32)))
+    # The decoder is causal: what stands after the prefix has no influence on it.
+    padded = jnp.zeros((1, LENGTHS["targets"]), jnp.int32).at[0, 1:len(prefix) + 1].set(
+      jnp.array(prefix, jnp.int32))
+    logits = forward(self.module, self.params, self.tokens(text), padded)
+    return np.asarray(jax.nn.log_softmax(logits[0]))
 
   def greedy(self, text):
     ids = []
     while len(ids) < LENGTHS["targets"] and TOKENIZER.eos_id not in ids:
-      ids.append(int(self.log_probs(text, ids)[-1].argmax()))
+      ids.append(int(self.log_probs(text, ids)[len(ids)].argmax()))
     return " ".join(TOKENIZER.decode(ids).splitlines())
 
   def score(self, text, label):
@@ -109,14 +120,14 @@ def test_beams_equal_a_search_that_recomputes_everything(folder):
   reference = Reference(folder)
   tokens = jnp.concatenate([reference.tokens("ab"), reference.tokens("cd")])
   module, params = reference.module, reference.params
-  found = scoring.generate(module, params, tokens, max_length=4,
-                           how=Decoding(strategy="beam", num_beams=3, alpha=0.6))
+  how = Decoding(strategy="beam", num_beams=3, alpha=0.6)
+  found = scoring.call({}, params, Split({}), module, scoring.generate, tokens, max_length=4,
+                       how=how)
 
   def next_logits(last, state):
     prefix, index = state
     prefix = prefix.at[:, index].set(last[:, 0])
-    logits = module.apply({"params": params}, jnp.repeat(tokens, 3, axis=0), prefix,
-                          enable_dropout=False)
+    logits = forward(module, params, jnp.repeat(tokens, 3, axis=0), prefix)
     return logits[:, index], (prefix, index + 1)
 
   start = (jnp.zeros((6, 4), jnp.int32), jnp.int32(0))
@@ -129,6 +140,7 @@ def test_standard_input_and_output(folder, monkeypatch, capsys):
   (folder / "small.gin").write_text(GIN)
   monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good dog\r\nno")))
   code = main(["infer", "--gin_file=models/tiny.gin", f"--gin_file={folder / 'small.gin'}",
+               f"--gin.INITIAL_CHECKPOINT_PATH={folder / 'backbone'}",
                "--gin_file=prompts/none.gin", "--gin_file=runs/infer.gin", "--gin.INPUT_FILE='-'",
                "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 6}",
                "--gin.LABELS=['yes', 'no']"])

@@ -55,14 +55,14 @@ def test_command_writes_tables(flags, tmp_path, capsys):
   captured = capsys.readouterr()
   assert code == 0, captured.err
   assert "similarity of prompts" in captured.out and "norm of the vocabulary" in captured.out
-  words = list(csv.DictReader((tmp_path / "out/words.csv").open()))
+  words = list(csv.DictReader((tmp_path / "out/words.csv").read_text().splitlines()))
   assert len(words) == (3 + 5) * 2
   # Ids from 259 on pad the table, and are no words.
   table = np.asarray(params["token_embedder"]["embedding"])[:259]
   piece = vocabularies.load_light("bytes").piece
   assert words[0]["word"] == piece(int(np.argmax([cosine(prompt[0], e) for e in table])))
   assert float(words[0]["norm"]) == pytest.approx(np.linalg.norm(prompt[0]), rel=1e-5)
-  rows = list(csv.reader((tmp_path / "out/similarity.csv").open()))
+  rows = list(csv.reader((tmp_path / "out/similarity.csv").read_text().splitlines()))
   assert float(rows[1][2]) == pytest.approx(cosine(prompt.mean(0), other.mean(0)), rel=1e-4)
   assert (tmp_path / "out/similarity.png").read_bytes().startswith(b"\x89PNG")
 

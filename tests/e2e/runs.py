@@ -44,6 +44,27 @@ BATCH_SIZE = 8
 train.TrainConfig.log_period = 3
 """
 
+KILLED = """
+import os, signal, sys
+from prompt_tuning import main, train
+
+def die(*unused):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+batches = []
+following = train.Prefetcher.__next__
+
+def counted(self):
+  batches.append(None)
+  return die() if len(batches) == int(sys.argv[1]) else following(self)
+
+if sys.argv[1] == "between the saves":
+  train.Trainer._save = die
+else:
+  train.Prefetcher.__next__ = counted
+main.main(sys.argv[2:])
+"""
+
 
 class Folder:
   """A place for runs.
@@ -74,13 +95,12 @@ class Folder:
     settings = self.config(name, **macros)
     return train(settings, config.operative())
 
-  def start(self, name: str, **macros) -> subprocess.Popen:
-    """The command in a process of its own."""
+  def killed(self, name: str, moment: str, **macros) -> int:
+    """The command in a process of its own that is killed at a moment; its exit code."""
     paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return subprocess.Popen(
-      [sys.executable, "-m", "prompt_tuning", *self.arguments(name, **macros)],
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.run([sys.executable, "-c", KILLED, moment, *self.arguments(name, **macros)],
+                          env=environment, capture_output=True).returncode
 
   def prompt(self, name: str) -> np.ndarray:
     return np.load(self.path / name / "prompt.npy")

@@ -136,32 +136,17 @@ def test_sigterm_saves_and_the_same_command_resumes_to_the_bit(folder, whole, st
   assert outcome.best.metrics == whole[0].best.metrics
 
 
-def test_kill_and_the_same_command_resumes_to_the_bit(folder, whole):
-  """SIGKILL of another process once its second evaluation is in sight."""
-  process = folder.start("killed", TRAIN_STEPS=100_000)
-  metrics = folder.path / "killed" / "metrics.csv"
-  try:
-    for line in process.stdout:
-      if line.startswith("step 4/") or "\nstep 4/" in line:
-        break
-    process.kill()
-  finally:
-    process.kill()
-    process.communicate()
-  assert metrics.exists()
-  # A line that the kill cut in half.
-  with metrics.open("a") as file:
-    file.write("99999,train,lo")
-  resumed = folder.config("killed").train_steps
-  assert resumed == 8
-  last = max((int(p.name) for p in (folder.path / "killed/checkpoints/last").iterdir()
-              if p.name.isdigit()), default=0)
-  steps = max(8, last)
-  outcome = folder.train("killed", TRAIN_STEPS=steps)
-  assert outcome.step == steps
-  if steps == 8:
-    assert folder.prompt_bytes("killed") == folder.prompt_bytes("whole")
-    assert folder.metrics("killed") == folder.metrics("whole")
+def test_kills_and_the_same_command_resumes_to_the_bit(folder, whole):
+  """SIGKILL between the best prompt's save and the state's, and again two steps later."""
+  assert folder.killed("killed", "between the saves") == -signal.SIGKILL
+  assert {row[0] for row in folder.metrics("killed")[1:]} == {"0", "3", "4"}
+  assert folder.killed("killed", "7") == -signal.SIGKILL
+  with (folder.path / "killed" / "metrics.csv").open("a") as file:
+    file.write("9,train,lo")  # a line that the kill cut in half
+  outcome = folder.train("killed")
+  assert folder.summary("killed")["resumed_at"] == 4 and outcome.step == 8
+  assert folder.prompt_bytes("killed") == folder.prompt_bytes("whole")
+  assert folder.metrics("killed") == folder.metrics("whole")
 
 
 def test_more_steps_go_on_from_the_last_one(folder, whole):
@@ -214,7 +199,8 @@ def test_parameters_that_are_not_finite_are_never_saved(folder):
 
 
 def test_patience_stops_the_run_and_the_same_command_does_not_go_on(folder):
-  settings = folder.config("patient", TRAIN_STEPS=50, EVAL_PERIOD=1, LEARNING_RATE=1e-30)
+  settings = folder.config("patient", TRAIN_STEPS=50, EVAL_PERIOD=1, LEARNING_RATE=1e-30,
+                           optimizers__Adafactor__weight_decay_rate=None)
   settings = dataclasses.replace(settings, patience=2)
   outcome = train(settings)
   assert outcome.step == 2 and not outcome.interrupted

@@ -1,6 +1,7 @@
 """In-memory tasks that a run can memorise; MIXTURE_OR_TASK_MODULE of the end-to-end tests."""
 
 import dataclasses
+import functools
 
 import seqio
 import tensorflow as tf
@@ -46,5 +47,7 @@ if "toy_seqio" not in seqio.TaskRegistry.names():
   _FEATURE = seqio.Feature(vocabulary=seqio.ByteVocabulary(), add_eos=True)
   seqio.TaskRegistry.add(
     "toy_seqio", source=seqio.FunctionDataSource(_dataset, splits=("train", "validation")),
-    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    # Its texts are not kept beside the ids.
+    preprocessors=[functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+                   seqio.preprocessors.append_eos],
     output_features={"inputs": _FEATURE, "targets": _FEATURE}, metric_fns=[exact])

@@ -29,6 +29,8 @@ REGENERATE = "to regenerate: python tests/golden/make_hf_t5.py"
 VERSIONS = ("1_1", "1_0")
 # Of the largest absolute value.
 TOLERANCE = 1e-5
+# U of the decoder inputs; greedy generation is shorter.
+CACHE_LENGTH = 13
 
 
 @struct.dataclass
@@ -64,22 +66,34 @@ class Recorder(nn.Module):
 
 
 class Store:
-  """Holds the recorded states; flax would freeze a plain dict field."""
+  """Holds the recorded states until they are read; flax would freeze a plain dict field."""
 
   def __init__(self):
     self.seen: dict = {}
 
   def read(self, stack: str, depth: int) -> np.ndarray:
     jax.effects_barrier()
-    return np.stack([self.seen[stack, i] for i in range(depth)])
+    return np.stack([self.seen.pop((stack, i)) for i in range(depth)])
+
+
+@functools.cache
+def build(config: T5Config) -> tuple[PromptedT5, Store]:
+  store = Store()
+  return PromptedT5(T5(config), Recorder(config, store)), store
+
+
+@functools.cache
+def compiled(model: PromptedT5, method: str, **static):
+  """One of the model's methods, or `states_and_logits`; compiled once for golden and live runs."""
+  function = getattr(model, method, None) or globals()[method]
+  return jax.jit(functools.partial(model.apply, method=function, **static))
 
 
 def ours(golden: dict, scan_layers: bool) -> tuple[PromptedT5, dict, Store]:
   weights = {name.removeprefix("weights/"): leaf for name, leaf in golden.items()
              if name.startswith("weights/")}
   config = config_from(json.loads(str(golden["config"])), weights, scan_layers=scan_layers)
-  store = Store()
-  model = PromptedT5(T5(config), Recorder(config, store))
+  model, store = build(config)
   return model, {"params": {"backbone": backbone_from(weights, config)}}, store
 
 
@@ -104,7 +118,7 @@ def states_and_logits(model: PromptedT5, inputs: Array, targets: Array):
 
 def check_teacher_forced(golden: dict, scan_layers: bool):
   model, params, store = ours(golden, scan_layers)
-  run = jax.jit(functools.partial(model.apply, method=states_and_logits))
+  run = compiled(model, "states_and_logits")
   encoded, decoded, logits = run(params, golden["inputs"], golden["targets"])
   assert_near(logits, golden["logits"], "logits")
   for stack, last in (("encoder", encoded), ("decoder", decoded)):
@@ -117,9 +131,8 @@ def check_teacher_forced(golden: dict, scan_layers: bool):
 def check_cached_steps(golden: dict, scan_layers: bool):
   model, params, store = ours(golden, scan_layers)
   inputs, targets = golden["inputs"], golden["targets"]
-  cache = jax.jit(lambda p: model.apply(
-    p, inputs, targets.shape[1], method=model.start_decoding))(params)
-  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  cache = compiled(model, "start_decoding", max_decode_length=CACHE_LENGTH)(params, inputs)
+  step = compiled(model, "decode_step")
   for u in range(targets.shape[1]):
     logits, cache = step(params, targets[:, u:u + 1], cache, inputs)
     # Tolerances are of the largest value of the whole array, as for the teacher-forced pass.
@@ -135,8 +148,8 @@ def check_cached_steps(golden: dict, scan_layers: bool):
 def check_greedy(golden: dict):
   model, params, _ = ours(golden, scan_layers=True)
   inputs, wanted = golden["inputs"], golden["greedy"]
-  cache = model.apply(params, inputs, wanted.shape[1], method=model.start_decoding)
-  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
+  cache = compiled(model, "start_decoding", max_decode_length=CACHE_LENGTH)(params, inputs)
+  step = compiled(model, "decode_step")
   tokens, ended, written = np.zeros((len(inputs), 1), np.int32), np.zeros(len(inputs), bool), []
   for _ in range(wanted.shape[1]):
     logits, cache = step(params, tokens, cache, inputs)
@@ -172,11 +185,10 @@ def test_cache_collection(scan_layers):
   golden = read_golden("1_1")
   model, params, _ = ours(golden, scan_layers)
   inputs, targets = golden["inputs"], golden["targets"]
-  _, cache = model.apply(params, np.ones_like(inputs), np.ones_like(targets), decode=True,
-                         enable_dropout=False, mutable=["cache"])
-  encoded = model.apply(params, inputs, method=model.encode)
-  step = jax.jit(functools.partial(model.apply, method=model.decode, decode=True, mutable=["cache"],
-                                   enable_dropout=False, max_decode_length=targets.shape[1]))
+  make = functools.partial(model.apply, decode=True, enable_dropout=False, mutable=["cache"])
+  _, cache = jax.jit(make)(params, np.ones_like(inputs), np.ones_like(targets))
+  encoded = compiled(model, "encode")(params, inputs)
+  step = jax.jit(functools.partial(make, method=model.decode, max_decode_length=CACHE_LENGTH))
   logits = []
   for u in range(targets.shape[1]):
     one, cache = step({**params, **cache}, encoded, inputs, targets[:, u:u + 1])

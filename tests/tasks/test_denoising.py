@@ -17,6 +17,7 @@ from prompt_tuning.tasks import denoising
 from prompt_tuning.tasks.objectives import (
   OBJECTIVES,
   Deshuffle,
+  MissingWord,
   PrefixLM,
   Rebuild,
   SpanCorruption,
@@ -252,3 +253,29 @@ def test_errors(make, message):
   with pytest.raises(UserError) as error:
     make()
   assert message in str(error.value)
+
+
+def test_missing_word_hides_every_occurrence_of_one_rare_piece():
+  objective = MissingWord(length=40, first_rank=200)
+  rng = np.random.default_rng(3)
+  chosen = set()
+  for trial in range(30):
+    tokens = rng.integers(3, 230, 40).astype(np.int32)
+    seeds = (tf.constant([trial, 1]), tf.constant([trial, 2]))
+    corrupted = denoising.corrupt(objective, tf.constant(tokens), seeds, 4099)
+    inputs, targets = (x.numpy() for x in corrupted)
+    (word,) = targets
+    assert word >= 200 and word in tokens and word not in inputs
+    # The last of 100 sentinels; putting the word back gives the text.
+    np.testing.assert_array_equal(np.where(inputs == 4000, word, inputs), tokens)
+    chosen.add(list(np.sort(tokens[tokens >= 200])).index(word))
+  assert len(chosen) > 1  # not always the rarest
+
+
+def test_missing_word_takes_the_rarest_piece_where_none_is_rare():
+  objective = MissingWord(length=8, first_rank=200)
+  tokens = np.array([5, 9, 150, 9, 7, 150, 3, 4], np.int32)
+  inputs, targets = denoising.corrupt(objective, tf.constant(tokens),
+                                     (tf.constant([0, 1]),) * 2, 4099)
+  assert targets.numpy().tolist() == [150]
+  assert inputs.numpy().tolist() == [5, 9, 4000, 9, 7, 4000, 3, 4]

@@ -1,0 +1,225 @@
+"""Evaluation against loops that run the whole model a row, a label and a token at a time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from descriptors import COMPILE_FAST, CONFIG, random_params
+
+from prompt_tuning import scoring, trees
+from prompt_tuning.converter import add_virtual_tokens
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import EvalSettings, Evaluator
+from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.prompts.soft import SoftPrompt
+from prompt_tuning.run_config import TaskConfig
+from prompt_tuning.t5 import T5
+from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.trees import Split
+
+BYTES = vocabularies.load_light("bytes")
+LENGTHS = {"inputs": 9, "targets": 5}
+LABELS = ("a", "bcd", "ef")
+ROWS = [("first", "bcd"), ("second", "a"), ("3", "bcd"), ("fourth", "ef"), ("the 5th", "bcd")]
+CONFIG_OF_BYTES = dataclasses.replace(CONFIG, vocab_size=264)
+MODEL = PromptedT5(T5(CONFIG_OF_BYTES), SoftPrompt(CONFIG_OF_BYTES, length=3))
+NOTHING = Split({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """A source of a task, and the object that makes it."""
+
+  name: str
+  labels: tuple[str, ...] | None = LABELS
+  metrics: tuple[str, ...] = ("accuracy",)
+  splits: tuple[str, ...] = ("train", "validation")
+
+  def rows(self, split):
+    return iter({"inputs": text, "targets": label} for text, label in ROWS)
+
+  def fingerprint(self):
+    return self.name
+
+  def spec(self):
+    return TaskSpec(name=self.name, source=self, to_text=dict, labels=self.labels,
+                    metrics=self.metrics)
+
+
+@pytest.fixture
+def evaluator(tmp_path):
+  def make(name="eval_ranked", lengths=LENGTHS, **settings):
+    source = Rows(name) if "ranked" in name else Rows(name, None, settings.pop("metrics", (
+      "exact_match",)))
+    task = TaskConfig(name=source.name, feature_lengths=lengths, source=source,
+                      cache_dir=str(tmp_path))
+    return Evaluator(MODEL, task, "bytes", EvalSettings(**{"batch_size": 2} | settings))
+  return make
+
+
+@pytest.fixture(scope="module")
+def params():
+  return jax.tree.map(jnp.asarray, random_params(MODEL))
+
+
+def encoder_row(text):
+  ids = [*BYTES.encode(text), 1]
+  return add_virtual_tokens(np.array([ids + [0] * (9 - len(ids))], np.int32), 3)
+
+
+def target_row(text):
+  ids = [*BYTES.encode(text), 1]
+  return np.array([ids + [0] * (5 - len(ids))], np.int32)
+
+
+LOGITS = jax.jit(lambda params, tokens, shifted: MODEL.apply(
+  {"params": params}, tokens, shifted, enable_dropout=False), compiler_options=COMPILE_FAST)
+
+
+def log_likelihood(params, text, target, tokens=None):
+  """Summed over the target's tokens, in numpy from the model's logits."""
+  targets = target_row(target)
+  shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  logits = np.asarray(LOGITS(params, encoder_row(text) if tokens is None else tokens, shifted),
+                      np.float64)[0]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  return sum(log_probs[i, t] for i, t in enumerate(targets[0]) if t)
+
+
+def num_tokens(texts):
+  return sum(len(BYTES.encode(text)) + 1 for text in texts)
+
+
+def test_rank_classification_equals_a_loop_over_inputs_and_labels(evaluator, params):
+  ranked = evaluator()
+  assert ranked.method == "rank"
+  result = ranked({}, params, NOTHING)
+  scores = np.array([[log_likelihood(params, text, label) for label in LABELS]
+                     for text, _ in ROWS])
+  assert result.predictions == [LABELS[i] for i in scores.argmax(1)]
+  assert result.inputs == [text for text, _ in ROWS]
+  assert result.targets == [label for _, label in ROWS]
+  known = [LABELS.index(label) for _, label in ROWS]
+  picked = scores[range(5), known]
+  metrics = result.metrics
+  assert metrics["examples"] == 5
+  assert metrics["accuracy"] == pytest.approx((scores.argmax(1) == known).mean())
+  assert metrics["loss"] == pytest.approx(-picked.sum() / num_tokens(t for _, t in ROWS), rel=1e-5)
+  assert ranked.score(metrics) == [metrics["accuracy"], -metrics["label_loss"]]
+  normalised = picked - np.log(np.exp(scores).sum(1))
+  assert metrics["label_loss"] == pytest.approx(-normalised.mean(), rel=1e-4)
+
+
+def shapes(jaxpr):
+  """Of everything that a program computes, loops included."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.shape for variable in equation.outvars)
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from shapes(inner)
+
+
+def test_the_encoder_runs_once_an_input():
+  """Attention of the encoder is [rows, heads, S, S]: S = 12 stands nowhere else twice."""
+  labels = jnp.ones((3, 4), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((2, 12), jnp.int32)
+  found = set(shapes(jax.make_jaxpr(lambda p, t: scoring.label_scores(MODEL, p, t, labels))(
+    random_params(MODEL), tokens).jaxpr))
+  attention = {shape for shape in found if shape[-2:] == (12, 12) and len(shape) == 4}
+  assert (2, 2, 12, 12) in attention and not any(shape[0] == 6 for shape in attention)
+  assert (6, 2, 4, 12) in found  # the decoder attends once an input and label
+
+
+def test_decoding_equals_a_plain_greedy_loop(evaluator, params):
+  decoded = evaluator("eval_text")
+  assert decoded.method == "decode"
+  # Likelier ends, so that rows end at different lengths.
+  flat = trees.flatten(params)
+  flat["backbone/decoder/logits_dense/kernel"] = (
+    flat["backbone/decoder/logits_dense/kernel"].at[:, 1].multiply(1.6))
+  params = trees.unflatten(flat)
+  wanted = []
+  for text, _ in ROWS:
+    ids: list[int] = []
+    while len(ids) < 5 and 1 not in ids:
+      shifted = np.zeros((1, 5), np.int32)
+      shifted[0, 1:len(ids) + 1] = ids
+      ids.append(int(np.argmax(LOGITS(params, encoder_row(text), shifted)[0, len(ids)])))
+    wanted.append(ids)
+  result = decoded({}, params, NOTHING)
+  assert len({tuple(ids) for ids in wanted}) > 1
+  assert result.predictions == [BYTES.decode(ids) for ids in wanted]
+  loss = -sum(log_likelihood(params, *row) for row in ROWS) / num_tokens(t for _, t in ROWS)
+  assert result.metrics["loss"] == pytest.approx(loss, rel=1e-5)
+  assert 0 <= result.metrics["exact_match"] <= 1
+  assert decoded.score(result.metrics) == [-result.metrics["loss"]]
+
+
+def test_loss_and_encoder_gap_equal_numpy(evaluator, params):
+  measured = evaluator("eval_ranked_loss", method="loss")
+  metrics = measured({}, params, NOTHING).metrics
+  total = num_tokens(t for _, t in ROWS)
+  own = [-log_likelihood(params, *row) for row in ROWS]
+  assert metrics["loss"] == pytest.approx(sum(own) / total, rel=1e-5)
+  # Batches of two: each row with its neighbour's input; the fifth stands alone.
+  swapped = [-log_likelihood(params, ROWS[i ^ 1][0], ROWS[i][1]) for i in range(4)]
+  gap = (sum(swapped) - sum(own[:4])) / num_tokens(t for _, t in ROWS[:4])
+  assert metrics["encoder_gap"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
+  assert abs(gap) > 1e-3 and metrics["examples"] == 5
+
+
+def test_a_decoder_that_ignores_the_encoder_has_no_gap(evaluator, params):
+  deaf = trees.map_with_path(
+    lambda path, x: jnp.zeros_like(x) if "encoder_decoder_attention/out" in path else x, params)
+  metrics = evaluator("eval_ranked_loss", method="loss")({}, deaf, NOTHING).metrics
+  assert metrics["encoder_gap"] == pytest.approx(0, abs=1e-6) and metrics["loss"] > 1
+
+
+def test_max_examples_takes_the_first_rows(evaluator, params):
+  result = evaluator(max_examples=3)({}, params, NOTHING)
+  everything = evaluator()({}, params, NOTHING)
+  assert result.metrics["examples"] == 3
+  assert result.predictions == everything.predictions[:3]
+  loss = evaluator("eval_ranked_loss", method="loss", max_examples=3)({}, params, NOTHING).metrics
+  wanted = -sum(log_likelihood(params, *row) for row in ROWS[:3]) / num_tokens(
+    t for _, t in ROWS[:3])
+  assert loss["loss"] == pytest.approx(wanted, rel=1e-5) and loss["examples"] == 3
+
+
+def test_the_size_of_a_batch_changes_no_number(evaluator, params):
+  one, other = (evaluator(batch_size=size)({}, params, NOTHING) for size in (2, 4))
+  assert one.predictions == other.predictions
+  assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+
+
+def test_majority(evaluator):
+  assert evaluator().majority() == {"examples": 5, "accuracy": 0.6, "not_a_label": 0}
+  assert evaluator(max_examples=2).majority()["accuracy"] == 0.5
+
+
+def test_parameters_in_two_parts_give_the_same_result(evaluator, params):
+  split = trees.plan_split(params, ("decoder/.*",))
+  trainable, frozen = split.split(params)
+  ranked = evaluator()
+  assert ranked(trainable, frozen, split).metrics == pytest.approx(
+    ranked({}, params, NOTHING).metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("name, settings, message", [
+  ("eval_text", {"method": "rank"}, "Rank classification needs labels"),
+  ("eval_ranked", {"split": "tests"}, "has no split 'tests'"),
+  ("eval_ranked", {"lengths": {"inputs": 9, "targets": 3}}, "Too many targets|longer than the"),
+  ("eval_ranked", {"lengths": {"inputs": 4, "targets": 5}}, "Too many inputs"),
+  ("eval_ranked", {"method": "best"}, "EvalSettings.method is unknown"),
+  ("eval_ranked", {"max_examples": 0}, "EvalSettings.max_examples is not a count")])
+def test_settings_that_do_not_fit(evaluator, name, settings, message):
+  with pytest.raises(UserError, match=message):
+    evaluator(name, **settings)
+
+
+def test_a_task_without_metrics_is_measured_by_its_loss(evaluator):
+  assert evaluator("eval_plain", metrics=()).method == "loss"

@@ -1,0 +1,223 @@
+"""The command line, in-process: help, near misses, exit codes, and a small run from end to end."""
+
+import contextlib
+import io
+import json
+import os
+import types
+
+import pytest
+from small_models import GIN, save_backbone
+
+from prompt_tuning import config
+from prompt_tuning import main as main_module
+from prompt_tuning import train as train_module
+from prompt_tuning.main import COMMANDS, main
+from prompt_tuning.native_logs import quiet_imports
+from prompt_tuning.tasks import table
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+
+CLASSES = {"good": "yes", "bad": "no"}
+THINGS = ("dog", "cat", "tree", "car")
+
+
+class Toy:
+  """A task source of two rows."""
+
+  splits = ("train",)
+
+  def rows(self, split):
+    return iter([{"inputs": "abcdefgh", "targets": "yes"}, {"inputs": "ab", "targets": "no"}])
+
+  def fingerprint(self):
+    return "toy"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A trained run: its folder, exit code, output, and flags that name model and data."""
+  root = tmp_path_factory.mktemp("cli")
+  rows = [f"{word} {thing}\t{label}" for word, label in CLASSES.items() for thing in THINGS]
+  for name in ("train", "dev", "test"):
+    (root / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+  (root / "small.gin").write_text(GIN)
+  save_backbone(root / "backbone")
+  flags = ["--gin_file=models/tiny.gin", "--gin_file=prompts/soft.gin",
+           "--gin_file=runs/your_data.gin", f"--gin_file={root / 'small.gin'}",
+           *(f"--gin.{split}_FILE={root / file}.tsv" for split, file in (
+             ("TRAIN", "train"), ("VALIDATION", "dev"), ("TEST", "test"))),
+           f"--gin.INITIAL_CHECKPOINT_PATH={root / 'backbone'}", "--gin.INPUTS='{text}'",
+           "--gin.TARGETS='{label}'", "--gin.LABELS=['yes', 'no']",
+           "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 4}"]
+  command = ["train", *flags, "--gin_file=inits/class_labels.gin",
+             "--gin_file=runs/prompt_tune.gin", "--gin.CLASS_LABELS=['yes', 'no']",
+             "--gin.PROMPT_LENGTH=4", "--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2",
+             "--gin.BATCH_SIZE=8", f"--gin.MODEL_DIR={root / 'run'}"]
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    code = main(command)
+  config.clear()
+  return types.SimpleNamespace(root=root, folder=root / "run", code=code, out=out.getvalue(),
+                               flags=flags)
+
+
+def test_help(capsys):
+  assert main(["--help"]) == 0
+  out = capsys.readouterr().out
+  for name, command in COMMANDS.items():
+    assert name in out
+    assert main([name, "--help"]) == 0
+    assert ("--gin_file" in capsys.readouterr().out) == command.takes_gin
+
+
+def test_without_a_command(capsys):
+  assert main([]) == 2
+  assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, message", [
+  (["trian"], "did you mean 'train'?"),
+  (["info", "--gin_fil=x"], "did you mean '--gin_file'"),
+  (["info", "--jsn"], "did you mean '--json'?"),
+  (["tasks", "--gin.SPLIT=test"], "`prompt-tuning tasks` does not take --gin.SPLIT"),
+  (["inspect"], "PROMPT.npy"),
+  (["tasks", "docstring_libary"], "did you mean 'docstring_library'"),
+  (["tasks", "docstring_library", "--vocabulary=huge"], "no vocabulary 'huge'"),
+  (["info", "--gin_file=models/tiny.gin", "--gin.FROZN_DTYPE='bfloat16'"],
+   "did you mean 'FROZEN_DTYPE'"),
+  (["info", "--gin_file=models/tny.gin"], "did you mean 'models/tiny.gin'"),
+  (["info", "--gin.PROMPT_LENGTH"], "--gin.PROMPT_LENGTH has no value")])
+def test_mistakes(argv, message, capsys):
+  assert main(argv) == 2
+  error = capsys.readouterr().err
+  assert message in error and "  wanted: " in error and "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(capsys):
+  assert main(["info", "--debug"]) == 2
+  error = capsys.readouterr().err
+  assert "Traceback" in error and "no value for" in error
+
+
+def test_keyboard_interrupt(monkeypatch, capsys):
+  def stop(arguments):
+    raise KeyboardInterrupt
+  monkeypatch.setitem(COMMANDS, "demo", main_module.Command("", stop, None, False))
+  assert main(["demo"]) == 130
+  assert "Interrupted." in capsys.readouterr().err
+
+
+def test_start_up_notes_are_dropped_and_errors_kept(capfd):
+  with pytest.raises(ZeroDivisionError), quiet_imports():
+    os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n"
+                b"I0000 00:00:1795410217.703818   17565 port.cc:153] oneDNN\n"
+                b"E0000 00:00:1795410228.466888   17565 cuda_platform.cc:52] cuInit\n"
+                b"E0000 00:00:1795410228.466888   17565 file.cc:52] a real error\nplain\n")
+    raise ZeroDivisionError
+  os.write(2, b"after\n")
+  assert capfd.readouterr().err == (
+    "E0000 00:00:1795410228.466888   17565 file.cc:52] a real error\nplain\nafter\n")
+
+
+def test_tasks(capsys, monkeypatch):
+  monkeypatch.setattr(table, "_rows", dict(table._rows))
+  table.add(TaskSpec(name="cli_toy", source=Toy(), to_text=dict, labels=("yes", "no"),
+                     metrics=("accuracy",), description="two rows"))
+  table.add(MixtureSpec(name="cli_mixture", rates={"cli_toy": 2.0}))
+  assert main(["tasks"]) == 0
+  out = capsys.readouterr().out
+  assert "cli_toy" in out and "cli_mixture" in out and "classification" in out
+  assert main(["tasks", "cli_toy", "--examples=1", "--vocabulary=bytes"]) == 0
+  out = capsys.readouterr().out
+  assert "train 1 inputs: abcdefgh\ntrain 1 targets: yes\n" in out and "train 2" not in out
+  # 8 bytes and the end of the sequence, in multiples of 8.
+  assert "TASK_FEATURE_LENGTHS=\"{'inputs': 16, 'targets': 8}\"" in out
+  assert main(["tasks", "cli_mixture"]) == 0
+  assert "cli_toy  rate 2" in capsys.readouterr().out
+
+
+def test_train(run):
+  assert run.code == 0
+  for text in ("initialised", "restored", "trained", "8 training rows", "best evaluation",
+               f"prompt-tuning eval --gin.MODEL_DIR={run.folder}"):
+    assert text in run.out
+  for name in ("prompt.npy", "config.gin", "summary.json", "metrics.csv", "loss.png"):
+    assert (run.folder / name).is_file()
+
+
+def test_a_stopped_run_is_no_error(run, monkeypatch, capsys):
+  outcome = train_module.Outcome({}, None, 1, True, {})
+  monkeypatch.setattr(train_module, "train", lambda *args, **kwargs: outcome)
+  code = main(["train", *run.flags, "--gin_file=runs/prompt_tune.gin",
+               f"--gin.MODEL_DIR={run.root / 'new'}"])
+  out = capsys.readouterr().out
+  assert code == 0 and "Stopped at step 1 of 30000" in out and "The same command resumes." in out
+
+
+def test_eval_of_a_run_needs_its_folder_alone(run, capsys):
+  for _ in range(2):
+    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", "--gin.SPLIT=test"]) == 0
+    config.clear()
+  assert "your_data, test" in capsys.readouterr().out
+  report = json.loads((run.folder / "eval_your_data_test.json").read_text())
+  lines = (run.folder / "predictions_your_data_test.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [row["input"] for row in rows[:2]] == ["good dog", "good cat"]
+  right = sum(row["target"] == row["prediction"] for row in rows)
+  assert report["metrics"]["accuracy"] == right / 8 and report["split"] == "test"
+  logged = [line for line in (run.folder / "metrics.csv").read_text().splitlines()
+            if ",test,accuracy," in line]
+  step = json.loads((run.folder / "summary.json").read_text())["best_step"]
+  assert logged == [f"{step},test,accuracy,{right / 8!r}"]
+
+
+def test_eval_of_a_prompt_file(run, capsys):
+  code = main(["eval", *run.flags, "--gin_file=runs/eval.gin", "--gin.MAX_EXAMPLES=5",
+               f"--gin.PROMPT_FILE={run.folder / 'prompt.npy'}",
+               f"--gin.OUTPUT_DIR={run.root / 'out'}"])
+  captured = capsys.readouterr()
+  assert code == 0, captured.err
+  report = json.loads((run.root / "out/eval_your_data_validation.json").read_text())
+  assert report["metrics"]["examples"] == 5 and "majority class" in captured.out
+  assert sorted(path.name for path in (run.root / "out").iterdir()) == [
+    "eval_your_data_validation.json", "predictions_your_data_validation.jsonl"]
+
+
+@pytest.mark.parametrize("change, message", [
+  (["--gin.SPLIT=tset"], "has no split 'tset'"),
+  (["--gin.MIXTURE_OR_TASK_NAME=docstring_libary", "--gin.TASK_SOURCE=None"],
+   "did you mean 'docstring_library'"),
+  (["--gin.METHOD=rnk"], "did you mean 'rank'"),
+  (["--gin.PROMPT_FILE=nowhere.npy"], "PROMPT_FILE does not exist"),
+  (["--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"], "TASK_FEATURE_LENGTHS lacks a feature")])
+def test_eval_mistakes(run, capsys, change, message):
+  assert main(["eval", f"--gin.MODEL_DIR={run.folder}", *change]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_eval_without_a_run(run, capsys):
+  assert main(["eval", *run.flags, f"--gin.MODEL_DIR={run.root}"]) == 2
+  assert "MODEL_DIR holds no run" in capsys.readouterr().err
+
+
+def test_infer_of_a_run(run, capsys):
+  lines = run.root / "lines.txt"
+  lines.write_text("good car\nbad tree\n")
+  code = main(["infer", f"--gin.MODEL_DIR={run.folder}", f"--gin.INPUT_FILE={lines}",
+               f"--gin.OUTPUT_FILE={run.root / 'answers.txt'}"])
+  captured = capsys.readouterr()
+  assert code == 0, captured.err
+  # The run's LABELS: its own settings are in force.
+  answers = (run.root / "answers.txt").read_text().splitlines()
+  assert len(answers) == 2 and set(answers) <= {"yes", "no"}
+  assert "2 predictions in" in captured.err and captured.out == ""
+
+
+def test_infer_of_a_task(run, capsys):
+  code = main(["infer", f"--gin.MODEL_DIR={run.folder}", "--gin.SPLIT=test",
+               "--gin.OUTPUT_FORMAT=json"])
+  captured = capsys.readouterr()
+  assert code == 0, captured.err
+  rows = [json.loads(line) for line in captured.out.splitlines()]
+  assert [(row["input"], row["target"]) for row in rows[:2]] == [("good dog", "yes"),
+                                                                ("good cat", "yes")]
