@@ -90,7 +90,7 @@ def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """Takes the `--gin.NAME=VALUE` arguments out of a command line.
 
   The value is a gin literal (`4`, `"text"`, `{"inputs": 64}`, `@module.Class()`). A value that is
-  none, and starts like a word or a path, is a string: `--gin.MODEL_DIR=/a/b`.
+  none, and starts like a word or a path, is a string: `--gin.MODEL_DIR=/a/b`. So is a lone `-`.
 
   Returns:
     The bindings as gin text, and the other arguments.
@@ -121,7 +121,7 @@ def _literal(name: str, text: str) -> str:
     if constant:
       raise UserError(f"--gin.{name} has no gin value", found=text, wanted=constant,
                       fix=f"did you mean --gin.{name}={constant}?") from None
-    if re.match(r"[A-Za-z_./~]", text) and "\n" not in text:
+    if text == "-" or (re.match(r"[A-Za-z_./~]", text) and "\n" not in text):
       return repr(text)
     raise
 

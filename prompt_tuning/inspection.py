@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prompt_tuning.errors import UserError
@@ -94,13 +95,8 @@ def _words_table(file: str, norms: np.ndarray, near: list[list[tuple[str, float]
   table.add_column("norm", justify="right")
   table.add_column("words")
   for i, (norm, row) in enumerate(zip(norms, near, strict=True)):
-    table.add_row(str(i), f"{norm:.2f}", _escape(", ".join(f"{w} {c:.2f}" for w, c in row)))
+    table.add_row(str(i), f"{norm:.2f}", escape(", ".join(f"{w} {c:.2f}" for w, c in row)))
   return table
-
-
-def _escape(text: str) -> str:
-  from rich.markup import escape
-  return escape(text)
 
 
 def _similarity_table(matrix: np.ndarray, names: Sequence[str]) -> Table:
@@ -109,7 +105,7 @@ def _similarity_table(matrix: np.ndarray, names: Sequence[str]) -> Table:
   for number in range(1, len(names) + 1):
     table.add_column(str(number), justify="right")
   for number, (name, row) in enumerate(zip(names, matrix, strict=True), start=1):
-    table.add_row(_escape(f"{number} {name}"), *(f"{value:.3f}" for value in row))
+    table.add_row(escape(f"{number} {name}"), *(f"{value:.3f}" for value in row))
   return table
 
 

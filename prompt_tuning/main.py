@@ -6,6 +6,7 @@ that the same command resumes; 2 a mistake of the user's; 130 interrupted from t
 """
 
 import argparse
+import ast
 import dataclasses
 import os
 import pathlib
@@ -136,7 +137,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 def _run_settings(bindings: Sequence[str]) -> list[str]:
   """The config.gin of the run that `--gin.MODEL_DIR` names, if there is one."""
-  import ast
   values = [b.partition(" = ")[2] for b in bindings if b.startswith("MODEL_DIR = ")]
   try:
     folder = pathlib.Path(ast.literal_eval(values[-1]))

@@ -141,7 +141,7 @@ def test_standard_input_and_output(folder, monkeypatch, capsys):
   monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good dog\r\nno")))
   code = main(["infer", "--gin_file=models/tiny.gin", f"--gin_file={folder / 'small.gin'}",
                f"--gin.INITIAL_CHECKPOINT_PATH={folder / 'backbone'}",
-               "--gin_file=prompts/none.gin", "--gin_file=runs/infer.gin", "--gin.INPUT_FILE='-'",
+               "--gin_file=prompts/none.gin", "--gin_file=runs/infer.gin", "--gin.INPUT_FILE=-",
                "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 6}",
                "--gin.LABELS=['yes', 'no']"])
   captured = capsys.readouterr()
