@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo   prompt-tune the shipped frozen T5 on real text, and show what it learned"
-	@echo "make test   lint, then run the whole test suite"
+	@echo "make test   lint, type-check, then run the whole test suite"
 	@echo "make check  lint and type-check"
 	@echo "make lock   choose the newest versions that setup.py allows, into requirements.lock"
 	@echo "make clean  remove .venv and the caches"
@@ -20,6 +20,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 check: $(STAMP)

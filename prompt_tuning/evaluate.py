@@ -224,10 +224,13 @@ class Evaluator:
     for batch in self._batches():
       arrays = _arrays(batch)
       own.append(np.asarray(call(self._model, scoring.token_losses, arrays)))
-      if batch["row_mask"].all():
-        # The neighbour's input for every row; in the filled-up batch it could be padding.
-        swapped = arrays | {"encoder_input_tokens":
-                            np.roll(arrays["encoder_input_tokens"], 1, axis=0)}
+      real = int(batch["row_mask"].sum())
+      if real > 1:
+        # Every row gets its neighbour's input; what fills the batch up is no neighbour.
+        swapped = dict(arrays)
+        swapped["encoder_input_tokens"] = arrays["encoder_input_tokens"].copy()
+        swapped["encoder_input_tokens"][:real] = np.roll(
+          arrays["encoder_input_tokens"][:real], 1, axis=0)
         other = np.asarray(call(self._model, scoring.token_losses, swapped))
         gaps.append([other[0] - own[-1][0], own[-1][1]])
       examples += int(batch["row_mask"].sum())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import COMPILE_FAST, CONFIG, random_params
+from descriptors import CONFIG, random_params
 
 from prompt_tuning import scoring, trees
 from prompt_tuning.converter import add_virtual_tokens
@@ -76,7 +76,7 @@ def target_row(text):
 
 
 LOGITS = jax.jit(lambda params, tokens, shifted: MODEL.apply(
-  {"params": params}, tokens, shifted, enable_dropout=False), compiler_options=COMPILE_FAST)
+  {"params": params}, tokens, shifted, enable_dropout=False))
 
 
 def log_likelihood(params, text, target, tokens=None):
@@ -166,10 +166,16 @@ def test_loss_and_encoder_gap_equal_numpy(evaluator, params):
   own = [-log_likelihood(params, *row) for row in ROWS]
   assert metrics["loss"] == pytest.approx(sum(own) / total, rel=1e-5)
   # Batches of two: each row with its neighbour's input; the fifth stands alone.
-  swapped = [-log_likelihood(params, ROWS[i ^ 1][0], ROWS[i][1]) for i in range(4)]
-  gap = (sum(swapped) - sum(own[:4])) / num_tokens(t for _, t in ROWS[:4])
+  gap = sum(-log_likelihood(params, ROWS[i ^ 1][0], ROWS[i][1]) - own[i] for i in range(4))
+  gap /= num_tokens(t for _, t in ROWS[:4])
   assert metrics["encoder_gap"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
   assert abs(gap) > 1e-3 and metrics["examples"] == 5
+  # A batch that is filled up: a ring of the three real rows.
+  metrics = evaluator("eval_ranked_loss", method="loss", max_examples=3, batch_size=4)(
+    {}, params, NOTHING).metrics
+  gap = sum(-log_likelihood(params, ROWS[i - 1 if i else 2][0], ROWS[i][1]) - own[i]
+            for i in range(3)) / num_tokens(t for _, t in ROWS[:3])
+  assert metrics["encoder_gap"] == pytest.approx(gap, rel=1e-3, abs=1e-6)
 
 
 def test_a_decoder_that_ignores_the_encoder_has_no_gap(evaluator, params):

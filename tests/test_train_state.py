@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from descriptors import CASES, COMPILE_FAST, batch, random_params
+from descriptors import CASES, batch, random_params
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
@@ -65,7 +65,7 @@ class Setup:
       self.traces += 1
       return step(*args)
 
-    self.step = jax.jit(counted, compiler_options=COMPILE_FAST)
+    self.step = jax.jit(counted)
 
 
 def plain_loss(model, params, data, z_loss=Z_LOSS):
@@ -89,8 +89,7 @@ def test_two_steps_equal_plain_gradients_of_everything_and_optax():
   optimizer = optax.adafactor(0.3, decay_rate=0.8, multiply_by_parameter_scale=False,
                               factored=False, weight_decay_rate=1e-5)
   opt_state = optimizer.init(params["prompt"])
-  gradient = jax.jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True),
-                     compiler_options=COMPILE_FAST)
+  gradient = jax.jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True))
   state = setup.state
   for _ in range(2):
     (loss, (z, accuracy)), gradients = gradient(params, data)
@@ -203,8 +202,7 @@ def test_frozen_weights_cost_no_gradient_no_output_and_no_copy(scan_layers):
 def test_the_frozen_arrays_survive_the_donated_step():
   setup = Setup(CASE["soft"].model())
   step = jax.jit(make_train_step(setup.model, setup.split, setup.optimizer, setup.transformation,
-                                 setup.loss, 0), donate_argnums=0,
-                 compiler_options=COMPILE_FAST)
+                                 setup.loss, 0), donate_argnums=0)
   data = training_batch(setup.model)
   state = jax.tree.map(jnp.copy, setup.state)
   for _ in range(3):

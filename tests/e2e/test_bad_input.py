@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from orbax.checkpoint import CheckpointManager
-from runs import PROMPT, SMALL, TOY, Folder
+from toy_runs import PROMPT, SMALL, TOY, Folder
 
 from prompt_tuning import run_config
 from prompt_tuning.checkpoints import backbone
@@ -63,7 +63,7 @@ def error_of(capfd):
 
 @pytest.mark.parametrize("extra, words", [
   (["--gin.PROMPT_LENGHT=5"],
-   ["Nothing reads the macro PROMPT_LENGHT", "did you mean 'PROMPT_LENGTH'?"]),
+   ["Nothing reads the macro PROMPT_LENGHT", "did you mean 'PROMPT_LENGTH'"]),
   (["--gin.trian/soft.SoftPrompt.length=5"], ["No reference uses the scope 'trian'"]),
   (["--gin_file=runs/promt_tune.gin"],
    ["There is no gin file 'runs/promt_tune.gin'", "did you mean 'runs/prompt_tune.gin'"]),
@@ -78,8 +78,8 @@ def error_of(capfd):
    ["TASK_FEATURE_LENGTHS lacks a feature", "found:  keys ['inputs']"]),
   (["--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4, 'target': 3}"],
    ["TASK_FEATURE_LENGTHS has an unknown feature", "did you mean 'targets'"]),
-  (["--gin.TASK_FEATURE_LENGTHS={'inputs': 7, 'targets': 4}"],
-   ["Too many inputs of 'toy_labels__bytes' are longer than their length of 7",
+  (["--gin.TASK_FEATURE_LENGTHS={'inputs': 6, 'targets': 4}"],
+   ["Too many inputs of 'toy_labels__bytes' are longer than their length of 6",
     "14 of 24 would lose their end", "at most 5.00% of the rows"]),
   (["--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 3}"],
    ["Too many targets of 'toy_labels__bytes'", "18 of 24 would lose their end"]),

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from runs import PROMPT, SMALL, TOY, Folder
+from toy_runs import PROMPT, SMALL, TOY, Folder
 
 from prompt_tuning import trees
 from prompt_tuning.evaluate import EvalSettings, Evaluator
@@ -76,7 +76,8 @@ def test_your_data_from_a_csv_and_every_start(tmp_path, init, macros):
   settings = {f"{name.upper()}_FILE": str(tmp_path / f"{name}.csv")
               for name in ("train", "validation", "test")}
   settings |= {"INPUTS": "say: {text}", "TARGETS": "{kind}", "LABELS": ["good", "bad"],
-               "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 8}, "TRAIN_STEPS": 2} | macros
+               "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 8}, "TRAIN_STEPS": 2,
+               "MIXTURE_OR_TASK_NAME": f"csv_{init}"} | macros
   outcome = folder.train("run", **settings)
   assert outcome.best.inputs[1] == "say: validation, 1" and outcome.best.targets[0] == "bad"
   assert outcome.best.metrics.keys() == {"examples", "accuracy", "macro_f1", "not_a_label",

@@ -7,7 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from runs import Folder
+from toy_runs import Folder
 
 from prompt_tuning import config, partitioning, scoring, train_state, trees
 from prompt_tuning import train as train_module
@@ -71,8 +71,9 @@ def test_only_the_prompt_moves_and_the_loss_falls(folder, whole):
   assert np.array_equal(outcome.params["prompt"]["embedding"], folder.prompt("whole"))
   longer = folder.train("longer", TRAIN_STEPS=40, EVAL_PERIOD=20)
   losses = [float(row[3]) for row in folder.metrics("longer") if row[1:3] == ("train", "loss")]
-  assert losses[-1] < 0.8 * losses[0]
-  assert longer.best.metrics["loss"] < whole[0].best.metrics["loss"]
+  assert losses[-1] < losses[0] - 0.3
+  first = [float(row[3]) for row in folder.metrics("longer") if row[2] == "label_loss"][0]
+  assert longer.best.metrics["label_loss"] < 0.75 * first
 
 
 def test_one_compilation_a_function(whole):
