@@ -12,6 +12,7 @@ Parameters (T5X's names; `[L, ...]` is the scanned layout, `layers_i` the other 
 Nothing here knows a prompt method: the stacks take embeddings and `StackValues`.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -289,7 +290,8 @@ def _run(layers: Any, config: T5Config, carry: Carry, per_layer: tuple, shared: 
     return layers(carry, *per_layer, *shared)
   outputs = []
   for i, layer in enumerate(layers):
-    carry, output = layer(carry, *jax.tree.map(lambda leaf: leaf[i], per_layer), *shared)  # noqa: B023
+    own = jax.tree.map(operator.itemgetter(i), per_layer)
+    carry, output = layer(carry, *own, *shared)
     outputs.append(output)
   stacked = None if outputs[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *outputs)
   return carry, stacked

@@ -104,9 +104,9 @@ def unstacked(params: dict) -> dict:
   return trees.unflatten(flat)
 
 
-def fast_jit(function: Callable) -> Callable:
+def fast_jit(function: Callable, **arguments) -> Callable:
   """`jax.jit` that spends little on optimising: tests compile much and run it a few times."""
-  return jax.jit(function, compiler_options={
+  return jax.jit(function, **arguments, compiler_options={
     "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CONFIG, random_params
+from descriptors import CONFIG, fast_jit, random_params
 
 from prompt_tuning import scoring, trees
 from prompt_tuning.converter import add_virtual_tokens
@@ -75,7 +75,7 @@ def target_row(text):
   return np.array([ids + [0] * (5 - len(ids))], np.int32)
 
 
-LOGITS = jax.jit(lambda params, tokens, shifted: MODEL.apply(
+LOGITS = fast_jit(lambda params, tokens, shifted: MODEL.apply(
   {"params": params}, tokens, shifted, enable_dropout=False))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from descriptors import CASES, batch, random_params
+from descriptors import CASES, batch, fast_jit, random_params
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
@@ -65,7 +65,16 @@ class Setup:
       self.traces += 1
       return step(*args)
 
-    self.step = jax.jit(counted)
+    self.step = fast_jit(counted, donate_argnums=0)
+
+  def start(self):
+    """A state that the step may consume."""
+    return jax.tree.map(jnp.copy, self.state)
+
+
+@pytest.fixture(scope="module")
+def soft():
+  return Setup(CASE["soft"].model())
 
 
 def plain_loss(model, params, data, z_loss=Z_LOSS):
@@ -81,16 +90,16 @@ def plain_loss(model, params, data, z_loss=Z_LOSS):
   return loss, (z, right.sum() / real.sum())
 
 
-def test_two_steps_equal_plain_gradients_of_everything_and_optax():
-  setup = Setup(CASE["soft"].model())
+def test_two_steps_equal_plain_gradients_of_everything_and_optax(soft):
+  setup = soft
   data = training_batch(setup.model)
   params = jax.tree.map(jnp.asarray, random_params(setup.model))
   # optax's own Adafactor with the settings of the paper.
   optimizer = optax.adafactor(0.3, decay_rate=0.8, multiply_by_parameter_scale=False,
                               factored=False, weight_decay_rate=1e-5)
   opt_state = optimizer.init(params["prompt"])
-  gradient = jax.jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True))
-  state = setup.state
+  gradient = fast_jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True))
+  state = setup.start()
   for _ in range(2):
     (loss, (z, accuracy)), gradients = gradient(params, data)
     state, metrics = setup.step(state, setup.frozen, data)
@@ -107,12 +116,11 @@ def test_two_steps_equal_plain_gradients_of_everything_and_optax():
   assert state.step == 2 and setup.traces == 1
 
 
-def test_microbatches_equal_one_piece():
-  model = CASE["soft"].model()
-  whole = Setup(model)
+def test_microbatches_equal_one_piece(soft):
+  model = soft.model
   pieces = Setup(model, loss=LossConfig(z_loss=Z_LOSS, num_microbatches=4))
   data = training_batch(model)
-  (state, metrics), (other, others) = (s.step(s.state, s.frozen, data) for s in (whole, pieces))
+  (state, metrics), (other, others) = (s.step(s.start(), s.frozen, data) for s in (soft, pieces))
   for name, value in metrics.items():
     np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
   np.testing.assert_allclose(other.trainable["prompt"]["embedding"],
@@ -121,18 +129,18 @@ def test_microbatches_equal_one_piece():
     LossConfig(num_microbatches=0)
 
 
-def test_a_batch_of_padding_changes_nothing():
-  setup = Setup(CASE["soft"].model(), optimizer=AdamW())
-  data = {name: np.zeros_like(x) for name, x in training_batch(setup.model).items()}
-  state, metrics = setup.step(setup.state, setup.frozen, data)
+def test_a_batch_of_padding_changes_nothing_but_the_weight_decay(soft):
+  data = {name: np.zeros_like(x) for name, x in training_batch(soft.model).items()}
+  state, metrics = soft.step(soft.start(), soft.frozen, data)
   assert metrics["loss"] == metrics["tokens"] == metrics["grad_norm"] == 0.0
-  assert trees.differences(state.trainable, setup.trainable) == []
+  np.testing.assert_allclose(state.trainable["prompt"]["embedding"],
+                             (1 - 1e-5) * soft.trainable["prompt"]["embedding"], rtol=1e-6)
 
 
 def test_only_rows_of_the_bank_that_were_used_move():
   setup = Setup(CASE["soft_bank"].model(), optimizer=AdamW())
   data = training_batch(setup.model) | {"prompt_ids": np.array([0, 2, 2, 0], np.int32)}
-  state, _ = setup.step(setup.state, setup.frozen, data)
+  state, _ = setup.step(setup.start(), setup.frozen, data)
   moved = np.asarray(state.trainable["prompt"]["embedding"]
                      != setup.trainable["prompt"]["embedding"]).any(axis=(1, 2))
   assert moved.tolist() == [True, False, True]
@@ -140,7 +148,7 @@ def test_only_rows_of_the_bank_that_were_used_move():
 
 def test_a_slice_of_the_layers():
   setup = Setup(CASE["soft"].model(), patterns=("decoder/layers/mlp/.*[1:2]",), optimizer=AdamW())
-  state, _ = setup.step(setup.state, setup.frozen, training_batch(setup.model))
+  state, _ = setup.step(setup.start(), setup.frozen, training_batch(setup.model))
   after = trees.flatten(setup.split.merge(state.trainable, setup.frozen))
   for path, before in trees.flatten(random_params(setup.model)).items():
     changed = np.asarray(after[path] != before)
@@ -150,12 +158,12 @@ def test_a_slice_of_the_layers():
       assert changed.any() == path.startswith("prompt/"), path
 
 
-def test_dropout_depends_on_the_seed_and_the_step_alone():
+def test_dropout_depends_on_the_step_and_the_seed():
   model = CASE["soft"].model(dropout_rate=0.5)
   setup, data = Setup(model, optimizer=AdamW(learning_rate=1e-12)), training_batch(model)
-  first, metrics = setup.step(setup.state, setup.frozen, data)
-  assert setup.step(setup.state, setup.frozen, data)[1]["loss"] == metrics["loss"]
-  assert setup.step(first, setup.frozen, data)[1]["loss"] != metrics["loss"]
+  losses = [setup.step(setup.start().replace(step=jnp.int32(step)), setup.frozen, data)[1]["loss"]
+            for step in (0, 0, 1)]
+  assert losses[0] == losses[1] != losses[2]
   keys = {tuple(jax.random.key_data(purpose_key(seed, name)).tolist())
           for seed in (0, 1) for name in ("init", "prompt", "dropout", "sampling")}
   assert len(keys) == 8
@@ -175,7 +183,7 @@ def abstract_step(model, patterns):
   data = {"encoder_input_tokens": tokens, "decoder_input_tokens": targets,
           "decoder_target_tokens": targets,
           "decoder_loss_weights": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
-  lowered = jax.jit(step, donate_argnums=0).lower(state, frozen, data)
+  lowered = fast_jit(step, donate_argnums=0).lower(state, frozen, data)
   return lowered, state, frozen, jax.eval_shape(step, state, frozen, data)
 
 
@@ -199,14 +207,12 @@ def test_frozen_weights_cost_no_gradient_no_output_and_no_copy(scan_layers):
   assert prompt < 0.8 * model.compile().cost_analysis()["flops"]
 
 
-def test_the_frozen_arrays_survive_the_donated_step():
-  setup = Setup(CASE["soft"].model())
-  step = jax.jit(make_train_step(setup.model, setup.split, setup.optimizer, setup.transformation,
-                                 setup.loss, 0), donate_argnums=0)
-  data = training_batch(setup.model)
-  state = jax.tree.map(jnp.copy, setup.state)
+def test_the_frozen_arrays_survive_and_nothing_is_compiled_again(soft):
+  data, state = training_batch(soft.model), soft.start()
+  first = state
   for _ in range(3):
-    state, _ = step(state, setup.frozen, data)
-  assert step._cache_size() == 1
-  backbone = random_params(setup.model)["backbone"]
-  assert trees.differences(setup.frozen["backbone"], backbone) == []
+    state, _ = soft.step(state, soft.frozen, data)
+  assert first.trainable["prompt"]["embedding"].is_deleted()
+  backbone = random_params(soft.model)["backbone"]
+  assert trees.differences(soft.frozen["backbone"], backbone) == []
+  assert soft.traces == 1
