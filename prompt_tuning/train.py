@@ -86,6 +86,11 @@ class TrainConfig:
     if self.patience is not None and self.eval_settings is None:
       raise UserError("Early stopping needs evaluations", found="patience without eval_settings",
                       wanted="both", fix="set eval_settings, or patience = None")
+    if self.task.pack and self.model.prompt is not None and self.model.prompt_in_front:
+      raise UserError("Packed rows hold a prompt a segment, not one in front",
+                      found="TaskConfig.pack = True and ModelConfig.prompt_in_front = True",
+                      wanted="virtual tokens placed by their ids",
+                      fix="--gin.run_config.ModelConfig.prompt_in_front=False")
     object.__setattr__(self, "trainable", tuple(self.trainable))
 
 

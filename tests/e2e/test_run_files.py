@@ -7,6 +7,7 @@ import pytest
 from toy_runs import PROMPT, SMALL, TOY, Folder
 
 from prompt_tuning import trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.trees import Split
 
@@ -103,3 +104,18 @@ def test_a_prompt_that_starts_from_another_run(tmp_path):
   config = transfer.config("second", SOURCE_MODEL_DIR=str(tmp_path / "first"))
   start = config.model.start_prompt(config.model.load_backbone(0), 0)
   assert np.array_equal(start["embedding"], folder.prompt("first"))
+
+
+def test_packed_rows_train_a_prompt_only_where_it_is_placed_by_ids(tmp_path):
+  wider = TOY.replace("'inputs': 8, 'targets': 4", "'inputs': 32, 'targets': 16")
+  text = SMALL + wider + PROMPT + """
+from prompt_tuning import run_config
+run_config.TaskConfig.pack = True
+train.TrainConfig.eval_settings = None
+"""
+  with pytest.raises(UserError, match="Packed rows hold a prompt a segment"):
+    Folder(tmp_path, text=text).train("front", TRAIN_STEPS=2)
+  placed = Folder(tmp_path, text=text + "run_config.ModelConfig.prompt_in_front = False\n")
+  longer, shorter = (placed.train(f"of_{steps}", TRAIN_STEPS=steps) for steps in (2, 1))
+  assert longer.step == 2
+  assert trees.differences(longer.params, shorter.params) == ["prompt/embedding"]
