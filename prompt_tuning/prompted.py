@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config, is_token
+from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import Sources
 from prompt_tuning.t5 import T5, DecoderCache
 
@@ -200,8 +200,3 @@ def add_virtual_tokens(tokens: Array, num: int) -> Array:
   """`[B, T] -> [B, P + T]`, for callers whose batches have none (T5X)."""
   ahead = jnp.broadcast_to(virtual_tokens(num), (tokens.shape[0], num))
   return jnp.concatenate([ahead, tokens], axis=1)
-
-
-def real_tokens(tokens: Array) -> Array:
-  """Bool mask of positions that hold text, not padding and not the prompt."""
-  return is_token(tokens) & (tokens > 0)

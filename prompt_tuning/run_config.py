@@ -42,7 +42,7 @@ class ModelConfig:
   backbone: T5Config
   prompt: Any = None
   vocabulary: str = "tiny"
-  initial_checkpoint_path: str = RANDOM
+  initial_checkpoint_path: str
   frozen_dtype: str = "float32"
   prompt_in_front: bool = True
 

@@ -35,6 +35,7 @@ interfaces.T5Config.num_decoder_layers = 1
 
 def model(prompt: bool = True, **changes) -> ModelConfig:
   """The same model as `GIN` on top of models/tiny.gin and prompts/soft.gin."""
+  changes = {"initial_checkpoint_path": "random"} | changes
   return ModelConfig(backbone=CONFIG, vocabulary="bytes",
                      prompt=SoftPrompt(CONFIG, PROMPT_LENGTH) if prompt else None, **changes)
 

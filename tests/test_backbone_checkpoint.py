@@ -111,7 +111,7 @@ def test_another_vocabulary(folder):
                 vocabulary=vocabularies.fingerprint("tiny"), about={})
   settings = ModelConfig(backbone=model, vocabulary="bytes", initial_checkpoint_path=str(folder))
   assert error_of(settings.check).what == error.what
-  small = ModelConfig(backbone=CONFIG, vocabulary="bytes")
+  small = ModelConfig(backbone=CONFIG, vocabulary="bytes", initial_checkpoint_path="random")
   assert error_of(small.check).what == "The vocabulary does not fit the embedding table"
 
 
@@ -191,7 +191,7 @@ def test_other_errors_of_the_system_pass_through(folder, monkeypatch):
 def test_what_is_frozen_may_be_stored_in_fewer_bits(folder):
   flat = trees.flatten(PARAMS)
   settings = ModelConfig(backbone=dataclasses.replace(CONFIG, vocab_size=20),
-                         frozen_dtype="bfloat16")
+                         initial_checkpoint_path=str(folder), frozen_dtype="bfloat16")
   split = trees.Split({"backbone/encoder/layers/mlp/wo/kernel": (1, 2)})
   loaded = trees.flatten(_loaded(settings, folder, split))
   assert {p for p, x in loaded.items() if x.dtype == jnp.float32} == {

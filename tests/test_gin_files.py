@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from prompt_tuning import config, gin_files, trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.t5 import T5
@@ -47,7 +48,8 @@ def given(*names):
 
 
 def build_model(*names, bindings=()):
-  config.load(["commands/model.gin", *names], bindings)
+  weights = [] if any("tiny" in name for name in names) else ["INITIAL_CHECKPOINT_PATH = 'random'"]
+  config.load(["commands/model.gin", *names], [*weights, *bindings])
   return config.build(ModelConfig)
 
 
@@ -147,3 +149,15 @@ def test_the_other_runs_build(command, extra):
                f"runs/{command}.gin"], extra)
   built = config.build({"eval": EvalConfig, "infer": InferConfig}[command])
   assert built.task.feature_lengths == {"inputs": 512, "targets": 64}
+
+
+def test_weights_are_never_random_unless_that_is_said():
+  files = ["commands/train.gin", "models/t5_1_1_small.gin", "prompts/soft.gin",
+           "runs/prompt_tune.gin"]
+  given = ["MODEL_DIR = 'd'", "MIXTURE_OR_TASK_NAME = 't'",
+           "TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 4}"]
+  config.load(files, given)
+  with pytest.raises(UserError, match="no value for INITIAL_CHECKPOINT_PATH"):
+    config.build(TrainConfig)
+  config.load(files, [*given, "INITIAL_CHECKPOINT_PATH = 'random'"])
+  assert config.build(TrainConfig).model.initial_checkpoint_path == "random"

@@ -55,12 +55,12 @@ class TrainedCheckpoints:
     try:
       restored = manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(_as_tree(abstract)), counters=ocp.args.JsonRestore()))
-    except Exception as error:
+    except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
       raise UserError("The run's checkpoint cannot be restored",
                       found=f"{self._folder}, step {step}: {first_line(error)}",
                       wanted="the state that this configuration trains",
-                      fix="remove that step's folder to start from an earlier one, or use a new "
-                      "MODEL_DIR") from error
+                      fix="use a new MODEL_DIR; prompt.npy and the other files of this one are "
+                      "as the run left them") from error
     tree = restored["state"]
     return TrainState(tree["step"], tree["trainable"], _like(abstract.opt_state,
                                                              tree["opt_state"])), \
