@@ -16,6 +16,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.tasks import word_choice
 from prompt_tuning.tasks.objectives import (
   MIN_TOKENS,
   Deshuffle,
@@ -24,6 +25,7 @@ from prompt_tuning.tasks.objectives import (
   PrefixLM,
   Rebuild,
   SpanCorruption,
+  WordChoice,
 )
 from prompt_tuning.tasks.vocabularies import NUM_SENTINELS
 
@@ -43,7 +45,12 @@ def denoise(dataset: tf.data.Dataset, *, objective: Objective,
       raise UserError("span corruption needs more sentinels than the vocabulary has",
                       found=f"{spans} in a chunk of {length} tokens", wanted=NUM_SENTINELS,
                       fix="lower the length or noise_density, or raise mean_span_length")
-  first_sentinel = output_features["targets"].vocabulary.vocab_size - 1
+  vocabulary = output_features["targets"].vocabulary
+  first_sentinel = vocabulary.vocab_size - 1
+  if isinstance(objective, WordChoice):
+    dataset = word_choice.choose(split_tokens(dataset, length), objective=objective,
+                                 vocabulary=vocabulary)
+    return add_leading_sentinel(dataset, output_features) if objective.leading_sentinel else dataset
 
   @seqio.map_over_dataset(num_seeds=2)
   def corrupt_one(example, seeds):
@@ -74,7 +81,9 @@ def split_tokens(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
     size = tf.size(tokens)
     count = (size + length - 1) // length
     # Equal chunks instead of full ones and a short rest.
-    limits = tf.range(count + 1) * size // count
+    # In 64 bits: a novel in one line has more tokens x chunks than 32 bits hold.
+    total = tf.cast(size, tf.int64)
+    limits = tf.range(tf.cast(count, tf.int64) + 1) * total // tf.cast(count, tf.int64)
     return {"targets": tf.RaggedTensor.from_row_splits(tokens, limits, validate=False)}
 
   return (dataset.filter(lambda example: tf.size(example["targets"]) >= MIN_TOKENS)

@@ -53,7 +53,8 @@ class PretrainingMixture:
     docstrings: add the embedded docstrings, their own train and validation splits.
     rates: name of an objective (`objectives.OBJECTIVES`) -> how often it is drawn.
     objectives: name -> that objective with other settings than its defaults.
-    length: tokens of a chunk before noise, for all; None: what fits the feature lengths.
+    length: tokens of a chunk before noise, where an objective has none of its own; None: what fits
+      the feature lengths.
     leading_sentinel: put `<extra_id_0>` ahead of every target, for all.
   """
 
@@ -94,7 +95,7 @@ class PretrainingMixture:
     for label in self.rates:
       objective = self.objectives.get(label) or OBJECTIVES[label]()
       settings = {"leading_sentinel": True} if self.leading_sentinel else {}
-      if self.length is not None:
+      if self.length is not None and objective.length is None:
         settings["length"] = self.length
       tasks[f"{self.name}_{label}"] = TaskSpec(
         name=f"{self.name}_{label}", source=source, to_text=corpora.text_targets, labels=None,

@@ -1,0 +1,123 @@
+"""The published data sets of docs/results.md as TSV files, cut once and for all.
+
+  python benchmarks/outside_data.py DATA_DIR OUT_DIR
+
+Every data set gets `<name>_train.tsv`, `<name>_valid.tsv` and `<name>_test.tsv`. Choices (the best
+step, rates) are made on `valid`, which comes from the published training rows; `test` holds
+published rows that nothing else sees. Draws are by a fixed seed.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import pathlib
+import random
+import zipfile
+from collections.abc import Iterable, Mapping
+
+Rows = list[dict[str, str]]
+
+SENTIMENTS = {"0": "bad", "1": "good"}
+TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
+MOST_TEST_ROWS = 2000
+
+
+def sst2(data: pathlib.Path) -> dict[str, Rows]:
+  """1,000 of the training rows validate; GLUE's development rows test."""
+  def read(lines: Iterable[str]) -> Rows:
+    return [{"sentence": row["sentence"].strip(), "label": SENTIMENTS[row["label"]]}
+            for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+  folder = data / "glue" / "SST-2"
+  with gzip.open(folder / "train.tsv.gz", "rt", encoding="utf-8") as file:
+    train = _shuffled(read(file))
+  with open(folder / "dev.tsv", encoding="utf-8") as file:
+    return {"train": train[1000:], "valid": train[:1000], "test": read(file)}
+
+
+def agnews(data: pathlib.Path) -> dict[str, Rows]:
+  """500 of 6,001 training rows validate; 2,000 of the official 7,600 test rows test."""
+  def read(path: pathlib.Path) -> Rows:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+      return _shuffled([{"text": _one_line(f"{row['Title']} {row['Description']}"),
+                         "label": TOPICS[row["Class Index"]]} for row in csv.DictReader(file)])
+
+  folder = data / "textcls" / "AGNews"
+  train = read(folder / "train_subset.csv.gz")
+  return {"train": train[500:], "valid": train[:500],
+          "test": read(folder / "test.csv.gz")[:MOST_TEST_ROWS]}
+
+
+def rte(data: pathlib.Path) -> dict[str, Rows]:
+  """300 of the training rows validate; GLUE's development rows test."""
+  def read(name: str) -> Rows:
+    with open(data / "glue" / "RTE" / name, encoding="utf-8") as file:
+      return [{"premise": row["sentence1"], "hypothesis": row["sentence2"],
+               "label": "yes" if row["label"] == "entailment" else "no"}
+              for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+  train = _shuffled(read("train.tsv"))
+  return {"train": train[300:], "valid": train[:300], "test": read("dev.tsv")}
+
+
+def e2e(data: pathlib.Path) -> dict[str, Rows]:
+  """400 references of the development set validate; each test input once. The references of the
+  test inputs are in `e2e_references.json`."""
+  def read(name: str) -> Rows:
+    archive = zipfile.ZipFile(data / "table2text" / "e2e" / "e2e-dataset.zip")
+    member = next(n for n in archive.namelist() if n.endswith("/" + name) or n == name)
+    text = io.TextIOWrapper(archive.open(member), encoding="utf-8", newline="")
+    return [{"meaning": _one_line(row["mr"]), "text": _one_line(row["ref"])}
+            for row in csv.DictReader(text)]
+
+  test = {row["meaning"]: row for row in reversed(read("testset_w_refs.csv"))}
+  return {"train": read("trainset.csv"), "valid": _shuffled(read("devset.csv"))[:400],
+          "test": list(reversed(test.values())), "references": read("testset_w_refs.csv")}
+
+
+DATASETS = {"sst2": sst2, "agnews": agnews, "rte": rte, "e2e": e2e}
+
+
+def write(data: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the files of all data sets."""
+  out.mkdir(parents=True, exist_ok=True)
+  for name, read in DATASETS.items():
+    splits = read(data)
+    references = splits.pop("references", None)
+    if references is not None:
+      grouped: dict[str, list[str]] = {}
+      for row in references:
+        grouped.setdefault(row["meaning"], []).append(row["text"])
+      (out / f"{name}_references.json").write_text(json.dumps(grouped, ensure_ascii=False))
+    for split, rows in splits.items():
+      _write(out / f"{name}_{split}.tsv", rows)
+      print(f"{name:8} {split:6} {len(rows):6} rows")
+
+
+def _write(path: pathlib.Path, rows: list[Mapping[str, str]]) -> None:
+  lines = ["\t".join(rows[0])]
+  for row in rows:
+    lines.append("\t".join(_one_line(value) for value in row.values()))
+  path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _one_line(text: str) -> str:
+  return " ".join(text.split())
+
+
+def _shuffled(rows: Rows) -> Rows:
+  return random.Random(0).sample(rows, len(rows))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("data", type=pathlib.Path)
+  parser.add_argument("out", type=pathlib.Path)
+  options = parser.parse_args()
+  write(options.data, options.out)
+
+
+if __name__ == "__main__":
+  main()
