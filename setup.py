@@ -19,6 +19,10 @@ REQUIRED = [
     "gin-config>=0.5,<0.6",
     "sentencepiece>=0.2.1,<0.3",
     "safetensors>=0.8,<0.9",
+    "huggingface_hub>=2.4,<3",
+    "tensorstore>=0.1.86,<0.2",
+    "msgpack>=1.2.4,<2",
+    "ml_dtypes>=0.6,<0.7",
     "tensorboardX>=2.6.4,<3",
     "matplotlib>=3.10,<4",
     "rich>=14,<16",
@@ -27,7 +31,7 @@ REQUIRED = [
     "numpy>=2.0,<3",
 ]
 TEST = ["pytest>=9,<10", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18", "mypy>=1.18,<3"]
-HF = ["torch>=2.13,<3", "transformers>=5.23,<6", "huggingface_hub>=2.4,<3"]
+HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]
 
 # T5X is not on the package index. The bridge to it is not part of this release; the extra holds
 # what t5x needs beside this package, so that its sources can be put on the path.

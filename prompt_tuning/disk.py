@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 from prompt_tuning.errors import UserError
@@ -13,9 +14,37 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a file in one step."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file in one step."""
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(text, encoding="utf-8")
+  partial.write_bytes(content)
   os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to fill, which takes the place of `path` when the block ends without an error.
+
+  An error leaves nothing behind. What a kill leaves is removed, or put back, the next time.
+  """
+  partial, old = (path.with_name(path.name + suffix) for suffix in (".partial", ".old"))
+  if old.exists() and not path.exists():
+    os.rename(old, path)
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+  if path.exists():
+    os.rename(path, old)
+  os.rename(partial, path)
+  shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ Raffel et al. 2020 (arXiv 1910.10683), section 2.1; Shazeer 2020 (arXiv 2002.052
 MLP of T5 1.1.
 """
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,11 +60,66 @@ def _matmul_backward(saved: tuple[Array | None, Array], grad: Any) -> tuple[Any,
   grad_x = jax.lax.dot_general(grad, kernel, (((grad.ndim - 1,), (1,)), ((), ())))
   if x is None:
     return grad_x, None
-  rows = tuple(range(x.ndim - 1))
-  return grad_x, jax.lax.dot_general(x, grad, ((rows, rows), ((), ())))
+  # One axis of rows: XLA turns the factors of a product over two, and computes them anew for it.
+  x, grad = (array.reshape(-1, array.shape[-1]) for array in (x, grad))
+  return grad_x, jax.lax.dot_general(x, grad, (((0,), (0,)), ((), ())))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def attend(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
+           keep: Array) -> Array:
+  """Softmax attention whose backward pass keeps the weights, and nothing else of that size.
+
+  The row sums of the softmax's gradient are those of output times gradient (Dao et al. 2022,
+  arXiv 2205.14135, section 3.1, which holds with dropout too): `[B, Q, H, K]` instead of another
+  pass over `[B, H, Q, S]`.
+
+  Args:
+    queries: `[B, Q, H, K]`.  keys, values: `[B, S, H, K]`.
+    bias: float32, broadcastable to `[B, H, Q, S]`; added to the logits.
+    mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
+    keep: factor of the weights after the softmax (dropout), broadcastable to `[B, H, Q, S]`.
+
+  Returns:
+    `[B, Q, H, K]`.
+  """
+  return _attend_forward(queries, keys, values, bias, mask, keep)[0]
+
+
+def _attend_forward(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
+                    keep: Array) -> tuple[Array, tuple]:
+  # Heads ahead of positions once, here: each of the six products would turn its factors otherwise.
+  queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
+  # Softmax in float32: probabilities of long inputs vanish in bfloat16.
+  logits = jnp.einsum("bhqk,bhsk->bhqs", queries, keys, preferred_element_type=jnp.float32)
+  logits = logits + bias + jnp.where(mask, 0.0, MASKED)
+  shifted = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  weights = (shifted / jnp.sum(shifted, axis=-1, keepdims=True)).astype(values.dtype)
+  mixed = jnp.einsum("bhqs,bhsk->bhqk", weights * keep, values)
+  return mixed.swapaxes(1, 2), (queries, keys, values, bias, keep, weights, mixed)
+
+
+def _attend_backward(saved: tuple, grad: Array) -> tuple:
+  queries, keys, values, bias, keep, weights, mixed = saved
+  grad = grad.swapaxes(1, 2)
+  # K ahead of S in these two: XLA's CPU back end takes a fifth less for the pair.
+  of_values = jnp.einsum("bhqk,bhqs->bhks", grad, weights * keep)
+  of_weights = keep * jnp.einsum("bhqk,bhsk->bhqs", grad, values,
+                                 preferred_element_type=jnp.float32)
+  rows = jnp.sum(mixed * grad, axis=-1, keepdims=True, dtype=jnp.float32)
+  # Two products and a sum read this; without the barrier XLA may compute it once for each.
+  of_logits = jax.lax.optimization_barrier(weights * (of_weights - rows))
+  narrow = of_logits.astype(queries.dtype)
+  of_queries = jnp.einsum("bhqs,bhsk->bhqk", narrow, keys)
+  of_keys = jnp.einsum("bhqk,bhqs->bhks", queries, narrow)
+  of_keys, of_values = (x.transpose(0, 3, 1, 2) for x in (of_keys, of_values))
+  return of_queries.swapaxes(1, 2), of_keys, of_values, _sum_to(of_logits, bias.shape), None, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Dense(nn.Module):
@@ -101,13 +158,18 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     scale = self.param("scale", nn.with_logical_partitioning(initializers.ones, ("embed",)),
                        (x.shape[-1],), jnp.dtype(self.config.param_dtype))
-    # The mean of squares overflows half precision and loses digits in bfloat16.
-    x = x.astype(jnp.float32)
-    y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True)
-                          + self.config.layer_norm_epsilon)
-    # Rounded before the scale, as in T5X: in bfloat16 the order shows.
-    y = y.astype(jnp.dtype(self.config.dtype))
-    return y * _over_last_axis(scale.astype(y.dtype), y.ndim)
+    return _rms_norm(x, scale, self.config.layer_norm_epsilon, jnp.dtype(self.config.dtype))
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def _rms_norm(x: Array, scale: Array, epsilon: float, dtype: Any) -> Array:
+  """The backward pass keeps `x` alone, which the residual stream holds anyway."""
+  # The mean of squares overflows half precision and loses digits in bfloat16.
+  x = x.astype(jnp.float32)
+  y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + epsilon)
+  # Rounded before the scale, as in T5X: in bfloat16 the order shows.
+  y = y.astype(dtype)
+  return y * _over_last_axis(scale.astype(dtype), y.ndim)
 
 
 class Embed(nn.Module):
@@ -146,8 +208,7 @@ class Attention(nn.Module):
     self.key = Dense(self.config, joined, into)
     self.value = Dense(self.config, joined, into)
     self.out = Dense(self.config, self.config.emb_dim, ("joined_kv", "embed"))
-    # One mask for all query positions, as T5X has it: cheaper, and the same in expectation.
-    self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+    self.dropout = nn.Dropout(self.config.dropout_rate)
 
   def keys_values(self, x: Array, hooks: Mapping[str, Any]) -> tuple[Array, Array]:
     """`[B, S, D]` -> keys and values `[B, S, H, K]`."""
@@ -171,24 +232,30 @@ class Attention(nn.Module):
       `[B, Q, D]`.
     """
     queries = self._heads(self.query(x, hooks.get("query")))
-    # Softmax in float32: probabilities of long inputs vanish in bfloat16.
-    logits = jnp.einsum("bqhk,bshk->bhqs", queries, keys, preferred_element_type=jnp.float32)
-    if bias is not None:
-      logits = logits + bias.astype(jnp.float32)
-    logits = logits + jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+    bias = jnp.zeros((1, 1, 1, 1)) if bias is None else bias.astype(jnp.float32)
     if extra is not None:
-      key = _over_rows(extra.key, x.shape[0]).astype(keys.dtype)
-      ahead = jnp.einsum("bqhk,bphk->bhqp", queries, key, preferred_element_type=jnp.float32)
-      logits = jnp.concatenate([ahead, logits], axis=-1)
-      values = jnp.concatenate(
-        [_over_rows(extra.value, x.shape[0]).astype(values.dtype), values], axis=1)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    weights = self.dropout(weights, deterministic=not enable_dropout)
-    mixed = jnp.einsum("bhqs,bshk->bqhk", weights, values)
+      bias = _ahead(extra.key.shape[1], bias, 0.0, keys.shape[1])
+      mask = _ahead(extra.key.shape[1], mask, True, keys.shape[1])
+      keys, values = (
+        jnp.concatenate([_over_rows(ahead, x.shape[0]).astype(own.dtype), own], axis=1)
+        for ahead, own in ((extra.key, keys), (extra.value, values)))
+    keep = jnp.ones((1, 1, 1, 1), values.dtype)
+    if enable_dropout:
+      # One mask for all query positions, as T5X has it: cheaper, and the same in expectation.
+      shape = (x.shape[0], self.config.num_heads, 1, keys.shape[1])
+      keep = self.dropout(jnp.ones(shape, values.dtype), deterministic=False)
+    mixed = attend(queries, keys, values, bias, mask, keep)
     return self.out(mixed.reshape(*mixed.shape[:2], -1), hooks.get("out"))
 
   def _heads(self, x: Array) -> Array:
     return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _activated(activations: tuple[str, ...], *inputs: Array) -> Array:
+  """The product of the activations. The backward pass computes them again from their inputs:
+  tanh costs less than writing and reading what the gradient of GELU would keep."""
+  return math.prod(ACTIVATIONS[name](x) for name, x in zip(activations, inputs, strict=True))
 
 
 class MLP(nn.Module):
@@ -199,12 +266,12 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Array, hooks: Mapping[str, Any], enable_dropout: bool = False) -> Array:
     activations = self.config.mlp_activations
-    product = None
-    for i, activation in enumerate(activations):
+    inputs = []
+    for i in range(len(activations)):
       name = "wi" if len(activations) == 1 else f"wi_{i}"
-      y = Dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name=name)(x, hooks.get(name))
-      y = ACTIVATIONS[activation](y)
-      product = y if product is None else product * y
+      inputs.append(Dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name=name)(
+        x, hooks.get(name)))
+    product = _activated(activations, *inputs)
     product = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
       product, deterministic=not enable_dropout)
     return Dense(self.config, self.config.emb_dim, ("mlp", "embed"), name="wo")(
@@ -250,6 +317,23 @@ class RelativePositionBias(nn.Module):
       num_buckets=self.config.relative_attention_num_buckets,
       max_distance=self.config.relative_attention_max_distance)
     return jnp.take(table, buckets, axis=1)[None]
+
+
+def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+  """Sums the axes of `x` that were broadcast from `shape`, of the same rank."""
+  axes = tuple(i for i, (size, wanted) in enumerate(zip(x.shape, shape, strict=True))
+               if size != wanted)
+  if axes == (0,):
+    # XLA's CPU back end sums over a leading axis fifty times slower than it multiplies by ones.
+    ones = jnp.ones(x.shape[:1], x.dtype)
+    return jnp.tensordot(ones, x, 1, precision=jax.lax.Precision.HIGHEST)[None]
+  return jnp.sum(x, axes, keepdims=True)
+
+
+def _ahead(length: int, x: Array, value: Any, size: int) -> Array:
+  """`[..., S or 1] -> [..., length + S]`, with `value` ahead."""
+  x = jnp.broadcast_to(x, (*x.shape[:-1], size))
+  return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((length, 0),), constant_values=value)
 
 
 def _over_last_axis(vector: Array, rank: int) -> Array:

@@ -14,11 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from prompt_tuning import config
+from prompt_tuning import config, host_memory
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
+# The commands that run steps.
+COMPUTES = ("train", "eval", "infer", "demo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line; the exit code."""
   given = list(sys.argv[1:] if argv is None else argv)
   quiet_environment()
+  if argv is None and given and given[0] in COMPUTES:
+    host_memory.keep_freed_memory()
   try:
     return _run(given)
   except UserError as error:
@@ -187,6 +191,34 @@ def _info(arguments: Arguments) -> int:
   return 0
 
 
+def _convert(arguments: Arguments) -> int:
+  options = arguments.options
+  backbone = None
+  if options.gin_file:
+    arguments.load("convert")
+  with quiet_imports():
+    from prompt_tuning import convert, convert_report
+    from prompt_tuning.run_config import ModelConfig
+  if options.gin_file:
+    backbone = config.build(ModelConfig).backbone
+  settings = convert.ConvertConfig(
+    source=options.source, destination=options.destination, to=options.to, dtype=options.dtype,
+    drop=tuple(options.drop), layout=options.layout, backbone=backbone,
+    vocabulary=options.vocabulary, overwrite=options.overwrite, keep_state=options.keep_state)
+  if convert.is_prompt(settings):
+    prompt = convert.convert_prompt(settings, dry_run=options.dry_run)
+    convert_report.show_prompt(prompt, dry_run=options.dry_run)
+    return 0
+  plan = convert.plan(settings)
+  convert_report.show(plan)
+  if options.dry_run:
+    convert.check(plan)
+    return 0
+  convert.run(plan)
+  print(f"written: {options.destination}, read back and compared")
+  return 0
+
+
 def _tasks(arguments: Arguments) -> int:
   from prompt_tuning import task_listing
   if arguments.options.name is None:
@@ -218,6 +250,24 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--paths", action="store_true", help="every parameter's path and shape")
 
 
+def _convert_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("source", metavar="SRC", help="a checkpoint or a prompt, in any format")
+  parser.add_argument("destination", metavar="DST", help="where the new one goes")
+  parser.add_argument("--to", metavar="FORMAT", help="ours, t5x, t5x_orbax or hf; of prompts npz, "
+                      "npy, t5x or peft (the destination's name decides)")
+  parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+  parser.add_argument("--drop", action="append", default=[], metavar="PATTERN",
+                      help="leave out leaves that the model does not have; repeatable")
+  parser.add_argument("--layout", metavar="NAME", help="stacked or unstacked, of T5X's formats")
+  parser.add_argument("--vocabulary", metavar="NAME", help="recorded with the checkpoint: bytes, "
+                      "or the path of its SentencePiece model")
+  parser.add_argument("--overwrite", action="store_true", help="replace the destination")
+  parser.add_argument("--keep_state", action="store_true",
+                      help="T5X's optimizer state goes along, from t5x or t5x_orbax to either")
+  parser.add_argument("--dry-run", "--dry_run", action="store_true",
+                      help="only say what would be done; no weight is read")
+
+
 def _tasks_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("name", nargs="?", help="show this task's examples and lengths")
   parser.add_argument("--examples", type=int, default=3, metavar="N", help="how many (3)")
@@ -240,6 +290,8 @@ COMMANDS = {
   "eval": Command("metrics of a trained prompt or model on a task", _eval),
   "infer": Command("predictions for a task, or for lines of a file", _infer),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
+  "convert": Command("checkpoints and prompts from one format into another", _convert,
+                     _convert_flags),
   "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags, False),
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,

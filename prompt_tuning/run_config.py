@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.checkpoints import loading
+from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import DTYPES, T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params, init_backbone, init_prompt
@@ -34,7 +35,8 @@ class ModelConfig:
     backbone: the architecture (BACKBONE).
     prompt: a prompt module, or None.
     vocabulary: VOCABULARY: `tiny`, `bytes`, or the path of a SentencePiece model.
-    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH: a shipped model's name, a folder, or `random`.
+    initial_checkpoint_path: INITIAL_CHECKPOINT_PATH: a shipped model's name, a MODEL_DIR, a
+      checkpoint in any format of docs/checkpoints.md, or `random`.
     frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
     prompt_in_front: virtual tokens are the first ids of every row.
   """
@@ -68,13 +70,16 @@ class ModelConfig:
                       fix="set VOCABULARY to the one the checkpoint was trained with")
     return tokenizer
 
-  def check(self) -> pathlib.Path | None:
-    """Everything about the weights that can be known without reading them."""
-    self.tokenizer()
+  def check(self) -> Reader | None:
+    """Opens the weights, and checks all that can be known without reading them."""
+    tokenizer = self.tokenizer()
     if self.initial_checkpoint_path == RANDOM:
       return None
-    return backbone_files.check(self.initial_checkpoint_path, self.backbone,
-                                vocabularies.fingerprint(self.vocabulary))
+    reader = loading.check(self.initial_checkpoint_path, self.backbone,
+                           vocabularies.fingerprint(self.vocabulary))
+    if not reader.metadata.get("vocabulary"):
+      vocabularies.check_table(self.vocabulary, tokenizer.vocab_size, self.backbone.vocab_size)
+    return reader
 
   def check_prompt_start(self) -> None:
     """The file or run that the prompt starts from, checked without the backbone's weights."""
@@ -83,20 +88,25 @@ class ModelConfig:
       table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
       start(purpose_key(0, "prompt"), self.prompt.length, Sources(embedding=table))
 
-  def load_backbone(self, seed: int, trained: trees.Split | None = None) -> dict[str, Any]:
-    """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`."""
-    folder = self.check()
+  def load_backbone(self, seed: int, trained: trees.Split | None = None,
+                    sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+    """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`.
+
+    Args:
+      sharding: where weights that are restored go; None: to the first device.
+    """
+    reader = self.check()
     expected = abstract_params(PromptedT5(T5(self.backbone)))["backbone"]
     patterns = trained.trained if trained is not None else {}
 
     def target(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
       # A leaf of which some layers are trained is kept in float32 whole.
       dtype = "float32" if f"backbone/{path}" in patterns else self.frozen_dtype
-      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding)
 
     expected = trees.map_with_path(target, expected)
-    if folder is not None:
-      return backbone_files.restore(folder, expected)
+    if reader is not None:
+      return loading.restore(reader, expected)
     params = jax.jit(lambda key: init_backbone(key, self.backbone))(purpose_key(seed, "init"))
     return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, expected)
 

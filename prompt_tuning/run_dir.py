@@ -36,6 +36,7 @@ class RunDir:
   def __init__(self, path: str):
     self.path = pathlib.Path(path)
     self._events: Any = None
+    self._first = 0
 
   def check(self, settings: Mapping[str, Any]) -> None:
     """Checks that the folder is free or this run's; writes nothing.
@@ -52,7 +53,8 @@ class RunDir:
       old = json.loads(stored.read_text())
       old.pop("corpus", None)
       _check_same(old, _jsonable(settings), self.path)
-    elif not stored.is_file() and self.path.is_dir() and any(self.path.iterdir()):
+    elif not stored.is_file() and self.path.is_dir() and any(
+        path.name != "settings.json.partial" for path in self.path.iterdir()):
       raise UserError("MODEL_DIR holds something that is not a run", found=str(self.path),
                       wanted="an empty or new folder, or this run's", fix="give a new MODEL_DIR")
 
@@ -77,6 +79,26 @@ class RunDir:
     with self._saving("the run's settings"):
       self.path.mkdir(parents=True, exist_ok=True)
       self._write_json("settings.json", {**settings, "corpus": corpus})
+
+  def check_backbone(self, source: str, fingerprint: str) -> None:
+    """Checks that a run goes on from the weights that it started from.
+
+    Args:
+      source: INITIAL_CHECKPOINT_PATH.
+      fingerprint: of its weights.
+
+    Raises:
+      UserError: the weights have changed since.
+    """
+    stored = self.path / "summary.json"
+    if not (stored.is_file() and (self.path / "metrics.csv").exists()):
+      return
+    old = json.loads(stored.read_text())["backbone"]["fingerprint"]
+    if old != fingerprint:
+      raise UserError("The backbone of the run in MODEL_DIR has changed",
+                      found=f"{self.path}: {source!r} has fingerprint {fingerprint}",
+                      wanted=f"fingerprint {old}",
+                      fix="bring the old weights back, or give a new --gin.MODEL_DIR")
 
   def write_config(self, text: str) -> None:
     with self._saving("config.gin"):
@@ -105,6 +127,7 @@ class RunDir:
       f"{row['step']},{row['split']},{row['metric']},{row['value']!r}" for row in kept)]
     with self._saving("metrics.csv"):
       write_text(self.path / "metrics.csv", "\n".join(lines) + "\n")
+    self._first = step + 1
 
   def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
     """Appends metrics to metrics.csv and the TensorBoard events."""
@@ -150,10 +173,13 @@ class RunDir:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
     if self._events is None:
-      self._events = EventsWriter(str(self.path / "events"))
+      # The name ends in the second and the host, which two starts may share.
+      count = len(list(self.path.glob("events.out.tfevents.*")))
+      self._events = EventsWriter(str(self.path / "events"), f".{count}")
       # TensorBoard then hides what an earlier file says of this step and later ones.
       self._events.write_event(Event(
-        wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+        wall_time=time.time(), step=self._first,
+        session_log=SessionLog(status=SessionLog.START)))
     for name, value in metrics.items():
       if math.isfinite(value):
         self._events.write_event(Event(

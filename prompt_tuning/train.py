@@ -172,6 +172,7 @@ class Trainer:
   def _run(self, on_start: Callable[[Mapping[str, Any]], None]) -> Outcome:
     config = self.config
     state, frozen, summary = self._start()
+    self.dir.write_summary(summary)
     on_start(summary)
     step = int(state.step)
     best: Result | None = None
@@ -179,6 +180,7 @@ class Trainer:
     with _Stop() as stop, Progress(config.train_steps, step) as progress:
       if self._evaluation_is_due(step):
         best = self._evaluate(state, frozen, step, progress, best)
+      self._keep_best(state)
       ended = self._is_out_of_patience() or step >= config.train_steps
       compiled = None if ended else self._compile(state, frozen, summary)
       self.dir.write_summary(summary)
@@ -237,10 +239,12 @@ class Trainer:
   def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
     """Weights and state, at step 0 or where the run was left; and the summary of what was done."""
     config = self.config
-    backbone = config.model.load_backbone(config.seed, self.split)
+    everywhere = partitioning.replicated(self.mesh)
+    backbone = config.model.load_backbone(config.seed, self.split, everywhere)
+    fingerprint = backbone_files.fingerprint(backbone)
+    self.dir.check_backbone(config.model.initial_checkpoint_path, fingerprint)
     prompt = config.model.start_prompt(backbone, config.seed)
     params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
-    everywhere = partitioning.replicated(self.mesh)
     trainable, frozen = jax.device_put(self.split.split(params), everywhere)
     self.transformation = config.optimizer.build(trainable)
     # Scalars too: a checkpoint is restored to the devices that the state is on.
@@ -252,10 +256,10 @@ class Trainer:
       log.info("resuming at step %d", resumed)
     # Numbers after the checkpoint were computed by steps that will be repeated.
     self.dir.forget_after(-1 if resumed is None else resumed, self.counters["evaluated"])
-    summary = self._summary(trainable, frozen, backbone, resumed)
+    summary = self._summary(trainable, frozen, backbone, fingerprint, resumed)
     return state, frozen, summary
 
-  def _summary(self, trainable: Any, frozen: Any, backbone: Any,
+  def _summary(self, trainable: Any, frozen: Any, backbone: Any, fingerprint: str,
                resumed: int | None) -> dict[str, Any]:
     config = self.config
     random = config.model.initial_checkpoint_path == "random"
@@ -270,8 +274,7 @@ class Trainer:
       "trained": {"parameters": trees.count(trainable), "bytes": trees.num_bytes(trainable),
                   "share": trees.count(trainable) / (trees.count(trainable) + trees.count(frozen))},
       "frozen": {"parameters": trees.count(frozen), "bytes": trees.num_bytes(frozen)},
-      "backbone": {"from": config.model.initial_checkpoint_path,
-                   "fingerprint": backbone_files.fingerprint(backbone)},
+      "backbone": {"from": config.model.initial_checkpoint_path, "fingerprint": fingerprint},
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
                "long_targets": self.data.report.long_targets,
                "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
@@ -339,23 +342,29 @@ class Trainer:
       self.counters["worse"] += 1
       return best
     self.counters |= {"score": score, "best_step": step, "worse": 0}
-    self._write_best(state)
-    self.checkpoints.save(state, self.counters, best=True)
     return result
 
   def _write_best(self, state: TrainState) -> None:
     if "prompt" in state.trainable:
       self.dir.write_prompt(self.module.prompt.serving_table(state.trainable["prompt"]))
 
+  def _keep_best(self, state: TrainState) -> None:
+    if self.counters["best_step"] == int(state.step):
+      self._write_best(state)
+      self.checkpoints.save(state, self.counters, best=True)
+
   def _save(self, state: TrainState) -> None:
-    self.checkpoints.save(state, self.counters)
+    # A resume repeats what comes before the last state is saved, and makes the best one of it. With
+    # the best one first, it could find one that comes after its own state, and no older one.
     self.dir.plot()
+    self.checkpoints.save(state, self.counters)
+    self._keep_best(state)
 
   def _finish(self, state: TrainState, frozen: Any, best: Result | None, step: int,
               interrupted: bool, summary: dict[str, Any]) -> Outcome:
     config = self.config
     if self.counters["best_step"] is not None:
-      state, _ = self.checkpoints.restore(state, best=True)
+      state, _ = self.checkpoints.restore(state, best_step=self.counters["best_step"])
     else:
       self._write_best(state)
     params = self.split.merge(state.trainable, frozen)

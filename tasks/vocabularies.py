@@ -21,6 +21,7 @@ from prompt_tuning.errors import UserError
 NUM_SENTINELS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 BYTE_OFFSET = 3
+TABLE_MULTIPLE = 128
 
 
 def path_of(name: str) -> pathlib.Path:
@@ -52,6 +53,24 @@ def load(name: str) -> Any:
     return seqio.ByteVocabulary()
   load_light(name)  # its errors are clear, seqio's are not
   return seqio.SentencePieceVocabulary(str(path_of(name)), extra_ids=NUM_SENTINELS)
+
+
+def check_table(name: str, vocab_size: int, rows: int) -> None:
+  """Refuses a vocabulary that leaves more of an embedding table unused than padding explains.
+
+  For checkpoints that do not say which vocabulary they have: T5's 32,100 ids have a table of 32,128
+  rows, mT5's 250,100 one of 250,112, ByT5's 259 one of 384.
+
+  Raises:
+    UserError: it is another model's.
+  """
+  if not vocab_size <= rows < vocab_size + TABLE_MULTIPLE:
+    raise UserError("The vocabulary does not fit the checkpoint",
+                    found=f"{vocab_size:,} ids in {name!r}, the last {NUM_SENTINELS} of them "
+                    f"sentinels; {rows:,} rows in the embedding table",
+                    wanted=f"{max(rows - TABLE_MULTIPLE + 1, 1):,} to {rows:,} ids",
+                    fix="set VOCABULARY to the SentencePiece file that belongs to the checkpoint, "
+                    "or to 'bytes' for ByT5")
 
 
 def short_id(name: str) -> str:

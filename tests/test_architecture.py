@@ -16,20 +16,34 @@ ROWS = (
   ("0", "gin_files"),
   ("0", "gin_names"),
   ("0", "interfaces", "trees", "config"),
-  ("1a", "partitioning", "losses", "decoding", "prompts.initializers", "disk"),
+  ("1a", "disk", "checkpoints.leaves"),
+  ("1a", "checkpoints.hub", "checkpoints.npy_files", "checkpoints.pickled"),
+  ("1a", "checkpoints.npz_files", "checkpoints.peft"),
+  ("1a", "checkpoints.prompt_files"),
+  ("1a", "partitioning", "losses", "decoding", "prompts.initializers"),
   ("1b", "layers"),
   ("2", "t5", "prompts"),
   ("3", "prompted"),
   ("4a", "tasks"),
-  ("4b", "optimizers", "checkpoints.backbone", "token_cache", "prefetch"),
+  ("4b", "optimizers", "token_cache", "prefetch"),
   ("4b", "train_state", "converter"),
+  ("4b", "checkpoints.architecture", "checkpoints.safetensors_file", "checkpoints.stacking",
+   "checkpoints.leaf_table", "checkpoints.storage", "checkpoints.zstandard_frames"),
+  ("4b", "checkpoints.zarr_arrays", "checkpoints.t5x_names"),
+  ("4b", "checkpoints.flax_msgpack", "checkpoints.hf_names"),
+  ("4b", "checkpoints.hf_files"),
+  ("4b", "checkpoints.hf_export"),
+  ("4b", "checkpoints.hf", "checkpoints.mesh_tf"),
   ("4b", "checkpoints", "packing"),
+  ("4b", "checkpoints.formats"),
+  ("4b", "checkpoints.loading"),
   ("4b", "batches"),
   ("4b", "data"),
   ("4b", "run_config"),
   ("4b", "task_setup"),
-  ("5a", "plots", "progress", "scoring", "native_logs", "info", "task_listing", "trained_model"),
-  ("5a", "run_dir", "evaluate", "infer"),
+  ("5a", "plots", "progress", "scoring", "native_logs", "host_memory", "info", "task_listing",
+   "trained_model", "convert"),
+  ("5a", "run_dir", "evaluate", "infer", "convert_report"),
   ("5a", "eval_run"),
   ("5b", "train"),
   ("5c", "plan", "t5x_bridge"),
@@ -42,7 +56,7 @@ LAYER_0 = {name for layer, *names in ROWS if layer == "0" for name in names}
 # Layers 0 to 3 and the train step.
 WITHOUT_TENSORFLOW = [name for layer, *names in ROWS if layer in ("0", "1a", "1b", "2", "3")
                       for name in names] + ["optimizers", "train_state", "prompts.soft"]
-TENSORFLOW_FILES = {"data", "evaluate"}
+TENSORFLOW_FILES = {"data", "evaluate", "checkpoints.mesh_tf"}
 
 
 def module_name(path):

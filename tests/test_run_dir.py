@@ -92,6 +92,29 @@ def test_changed_data_are_another_run(run):
   assert "fingerprint other" in error.found and error.wanted == "fingerprint corpus"
 
 
+def test_a_backbone_that_has_changed_is_an_error(run):
+  run.check_backbone("tiny", "new")  # The run has not said yet what it starts from.
+  run.write_summary({"backbone": {"from": "tiny", "fingerprint": "old"}})
+  run.check_backbone("tiny", "old")
+  error = error_of(run.check_backbone, "tiny", "new")
+  assert error.what == "The backbone of the run in MODEL_DIR has changed"
+  assert error.found == f"{run.path}: 'tiny' has fingerprint new"
+  assert error.wanted == "fingerprint old" and "new --gin.MODEL_DIR" in error.fix
+
+
+def test_a_backbone_may_change_before_the_first_number(tmp_path):
+  empty = RunDir(str(tmp_path))
+  empty.claim(SETTINGS, "corpus")
+  empty.write_summary({"backbone": {"from": "tiny", "fingerprint": "old"}})
+  empty.check_backbone("tiny", "new")
+
+
+def test_a_run_killed_while_it_claimed_its_folder_may_come_back(tmp_path):
+  (tmp_path / "settings.json.partial").write_text("{")
+  RunDir(str(tmp_path)).claim(SETTINGS, "corpus")
+  assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
 def test_a_run_that_stopped_before_its_first_number_protects_nothing(tmp_path):
   RunDir(str(tmp_path)).claim(SETTINGS, "corpus")
   RunDir(str(tmp_path)).claim(changed(seed=1), "other")
@@ -139,6 +162,22 @@ def test_events_are_read_by_tensorflow(run):
            for value in event.summary.value]
   assert found == [(3, "train/loss", 2.5), (4, "validation/accuracy", 0.75)]
   assert all(event.wall_time > 1e9 for event in events)
+
+
+def test_a_resume_keeps_the_events_of_before_and_hides_what_it_will_log_again(run):
+  run.log(4, "train", {"loss": 1.0})
+  run.log(6, "train", {"loss": 0.5})
+  run.close()
+  again = RunDir(str(run.path))  # Within the same second: the file's name is another one.
+  again.forget_after(4, evaluated=0)
+  again.log(4, "validation", {"loss": 2.0})
+  again.close()
+  events = [tf.compat.v1.Event.FromString(record.numpy())
+            for path in sorted(run.path.glob("events.out.tfevents.*"))
+            for record in tf.data.TFRecordDataset(str(path))]
+  starts = [event.step for event in events if event.HasField("session_log")]
+  assert starts == [0, 5]  # TensorBoard drops what came before a start, from its step on.
+  assert [event.step for event in events if event.HasField("summary")] == [3, 4, 6, 4]
 
 
 def test_loss_png_is_a_picture(run):

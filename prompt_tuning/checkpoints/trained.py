@@ -1,10 +1,13 @@
 """Checkpoints of a run: trained leaves, optimizer state, step, and the loop's own counters.
 
 Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole or
-not at all. The frozen backbone is not in them.
+not at all. The frozen backbone is not in them. `last` is saved before `best`, so what comes after
+the newest `last` is no part of the run.
 """
 
+import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ class TrainedCheckpoints:
 
   def __init__(self, model_dir: pathlib.Path):
     self._folder = (model_dir / "checkpoints").absolute()
+    _clear(self._folder)
     self._managers = {name: self._manager(name) for name in ("last", "best")}
 
   def latest_step(self) -> int | None:
@@ -35,23 +39,21 @@ class TrainedCheckpoints:
     step = int(state.step)
     if step in manager.all_steps():
       return
-    for newer in [other for other in manager.all_steps() if other > step]:
-      # Left by a run that was killed and goes on with other periods; Orbax only saves forwards.
-      manager.delete(newer)
     again = f"run the same command again: it resumes from step {self.latest_step() or 0}"
     with report_full("a checkpoint", self._folder, again):
       manager.save(step, args=ocp.args.Composite(
         state=ocp.args.StandardSave(_as_tree(state)), counters=ocp.args.JsonSave(counters)))
       manager.wait_until_finished()
 
-  def restore(self, abstract: TrainState, *, best: bool = False) -> tuple[TrainState, dict]:
-    """Reads the newest step into the shapes, dtypes and shardings of `abstract`.
+  def restore(self, abstract: TrainState, *,
+              best_step: int | None = None) -> tuple[TrainState, dict]:
+    """Reads the last step, or the best, into the shapes, dtypes and shardings of `abstract`.
 
     Raises:
-      UserError: the checkpoint is damaged, or holds other parameters.
+      UserError: the checkpoint is missing or damaged, or holds other parameters.
     """
-    manager = self._managers["best" if best else "last"]
-    step = manager.latest_step()
+    manager = self._managers["last" if best_step is None else "best"]
+    step = manager.latest_step() if best_step is None else best_step
     try:
       restored = manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(_as_tree(abstract)), counters=ocp.args.JsonRestore()))
@@ -74,6 +76,19 @@ class TrainedCheckpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True,
                                            enable_async_checkpointing=False)
     return ocp.CheckpointManager(self._folder / name, options=options)
+
+
+def _clear(folder: pathlib.Path) -> None:
+  """Removes what a kill left: unfinished folders, and steps that were being replaced."""
+  newest: float = math.inf
+  for name in ("last", "best"):
+    # `<step>`, and `<step>.orbax-checkpoint-tmp` while it is written.
+    found = [path for path in (folder / name).glob("*") if path.name.split(".")[0].isdecimal()]
+    newest = max((int(path.name) for path in found
+                  if path.name.isdecimal() and int(path.name) <= newest), default=-1)
+    for path in found:
+      if path.name != str(newest):
+        shutil.rmtree(path)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

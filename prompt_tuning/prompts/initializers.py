@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
 
 
@@ -121,7 +122,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-  """A prompt saved as `.npy`, `[P, D]` (PROMPT_FILE), ours or the paper's code's."""
+  """A saved prompt `[P, D]`: `.npz`, `.npy`, a PEFT adapter, or the paper's code's MODEL_DIR."""
 
   path: str
 
@@ -149,26 +150,15 @@ class FromRun:
 
 
 def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
-  """Reads `[P, D]` float32 and checks it.
+  """Reads `[P, D]` float32 in any format of `checkpoints/prompt_files.py`, and checks it.
 
   Raises:
-    UserError: no such file, not an array, pickled, or of another length or width.
+    UserError: no such file, not a prompt, pickled, or of another length or width.
   """
-  try:
-    with open(path, "rb") as file:
-      # Pickles run code on load; a prompt is a plain array.
-      table = np.load(file, allow_pickle=False)
-  except FileNotFoundError as error:
-    raise UserError("PROMPT_FILE does not exist", found=path, wanted="a .npy file [P, D]",
-                    fix="give the prompt.npy of a run's MODEL_DIR") from error
-  except (ValueError, OSError, EOFError) as error:
-    raise UserError("PROMPT_FILE is not a prompt", found=f"{path}: {error}",
-                    wanted="a .npy file with one float array [P, D]",
-                    fix="save it with numpy.save(path, array)") from error
-  if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f":
-    found = f"{path}: {getattr(table, 'dtype', type(table))} {getattr(table, 'shape', '')}"
-    raise UserError("PROMPT_FILE is not a prompt", found=found,
-                    wanted="a float array [P, D]", fix="give a prompt.npy")
+  table = prompt_files.read(path).values
+  if table.ndim != 2:
+    raise UserError("The prompt file is a bank of prompts", found=f"{path}: {table.shape}",
+                    wanted="one prompt [P, D]", fix="save one of them with numpy.save")
   if table.shape[1] != width:
     raise UserError("The prompt file has the wrong width", found=f"{path}: D = {table.shape[1]}",
                     wanted=f"D = {width}, the backbone's",
@@ -176,10 +166,7 @@ def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
   if length is not None and table.shape[0] != length:
     raise UserError("The prompt file has another length", found=f"{path}: P = {table.shape[0]}",
                     wanted=f"P = {length}", fix=f"--gin.PROMPT_LENGTH={table.shape[0]}")
-  if not np.isfinite(table).all():
-    raise UserError("The prompt file holds values that are not finite", found=path,
-                    wanted="finite numbers", fix="use an earlier prompt of that run")
-  return table.astype(np.float32)
+  return table
 
 
 def _ids(text: str, sources: Sources) -> np.ndarray:

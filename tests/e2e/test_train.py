@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+from run_differences import differences
+from safetensors.numpy import load_file, save_file
 from toy_runs import Folder
 
 from prompt_tuning import config, partitioning, scoring, train_state, trees
@@ -92,10 +95,43 @@ def test_four_devices_agree_with_one(folder, whole, monkeypatch):
 
 def test_the_same_command_gives_the_same_prompt(folder, whole):
   folder.train("again")
-  assert folder.prompt_bytes("again") == folder.prompt_bytes("whole")
-  assert folder.metrics("again") == folder.metrics("whole")
+  assert differences(folder.path / "whole", folder.path / "again") == []
   folder.train("other_seed", RANDOM_SEED=1)
   assert folder.prompt_bytes("other_seed") != folder.prompt_bytes("whole")
+
+
+def repeat_a_row(run):
+  rows = (run / "metrics.csv").read_text().splitlines()
+  (run / "metrics.csv").write_text("\n".join([*rows, rows[-1]]) + "\n")
+
+
+def flip_a_bit(run):
+  content = bytearray((run / "prompt.npy").read_bytes())
+  content[-1] ^= 1
+  (run / "prompt.npy").write_bytes(content)
+
+
+def use_the_best_as_the_last(run):
+  shutil.rmtree(run / "checkpoints" / "last")
+  shutil.copytree(run / "checkpoints" / "best", run / "checkpoints" / "last")
+
+
+@pytest.mark.parametrize("damage, found", [
+  (flip_a_bit, ["prompt.npy differs"]),
+  (repeat_a_row, ["metrics.csv has a row twice", "the TensorBoard events are not metrics.csv"]),
+  (use_the_best_as_the_last, ["files: missing", "files: left over", "checkpoints/last: missing",
+                              "checkpoints/last: left over"]),
+  (lambda run: (run / "checkpoints/best/9.orbax-checkpoint-tmp").mkdir(), ["files: left over"])])
+def test_the_comparison_of_two_runs_sees(folder, whole, damage, found, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(folder.path / "whole", run)
+  for name in ("config.gin", "settings.json"):
+    text = (run / name).read_text().replace(str(folder.path / "whole"), str(run))
+    (run / name).write_text(text)
+  damage(run)
+  lines = differences(folder.path / "whole", run)
+  assert len(lines) == len(found), lines
+  assert all(line.startswith(start) for line, start in zip(lines, found, strict=True)), lines
 
 
 def test_what_a_run_leaves(folder, whole):
@@ -137,17 +173,30 @@ def test_sigterm_saves_and_the_same_command_resumes_to_the_bit(folder, whole, st
   assert outcome.best.metrics == whole[0].best.metrics
 
 
-def test_kills_and_the_same_command_resumes_to_the_bit(folder, whole):
-  """SIGKILL between the best prompt's save and the state's, and again two steps later."""
-  assert folder.killed("killed", "between the saves") == -signal.SIGKILL
-  assert {row[0] for row in folder.metrics("killed")[1:]} == {"0", "3", "4"}
-  assert folder.killed("killed", "7") == -signal.SIGKILL
-  with (folder.path / "killed" / "metrics.csv").open("a") as file:
-    file.write("9,train,lo")  # a line that the kill cut in half
-  outcome = folder.train("killed")
-  assert folder.summary("killed")["resumed_at"] == 4 and outcome.step == 8
-  assert folder.prompt_bytes("killed") == folder.prompt_bytes("whole")
-  assert folder.metrics("killed") == folder.metrics("whole")
+class Killed(BaseException):
+  """Nothing catches it: a kill at a known place. kill_and_resume.py kills processes."""
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_after_a_kill_between_the_two_saves_the_best_is_made_of_the_last(
+    folder, whole, monkeypatch, steps):
+  name = f"between_{steps}"
+  save = train_module.TrainedCheckpoints.save
+
+  def killed(self, state, counters, *, best=False):
+    if best and int(state.step) == 4:
+      raise Killed
+    save(self, state, counters, best=best)
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(train_module.TrainedCheckpoints, "save", killed)
+    folder.train(name)
+  place = folder.path / name / "checkpoints"
+  assert [path.name for path in (place / "best").iterdir()] == ["0"]
+  outcome = folder.train(name, TRAIN_STEPS=steps)
+  assert folder.summary(name)["resumed_at"] == 4 and folder.summary(name)["best_step"] == 4
+  assert np.array_equal(outcome.params["prompt"]["embedding"], folder.prompt("whole"))
+  assert folder.prompt_bytes(name) == folder.prompt_bytes("whole")
 
 
 def test_more_steps_go_on_from_the_last_one(folder, whole):
@@ -235,3 +284,10 @@ def test_model_tuning_of_one_slice_and_a_run_on_its_backbone(tmp_path):
   summary = prompted.summary("on_slice")
   assert summary["backbone"]["fingerprint"] == backbone_files.fingerprint(trained)
   assert summary["restored"]["parameters"] == trees.count(trained)
+
+  weights = tmp_path / "slice" / "backbone" / backbone_files.WEIGHTS
+  save_file({path: leaf + 1 for path, leaf in load_file(weights).items()}, weights)
+  with pytest.raises(UserError, match="The backbone of the run in MODEL_DIR has changed") as caught:
+    prompted.train("on_slice", INITIAL_CHECKPOINT_PATH=str(tmp_path / "slice"), TRAIN_STEPS=2)
+  assert caught.value.wanted == f"fingerprint {summary['backbone']['fingerprint']}"
+  assert prompted.summary("on_slice") == summary

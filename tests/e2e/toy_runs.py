@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,6 @@ import numpy as np
 from prompt_tuning import config
 from prompt_tuning.train import Outcome, TrainConfig, train
 
-HERE = Path(__file__).resolve().parent
 FILES = ("models/tiny.gin", "prompts/soft.gin", "runs/prompt_tune.gin")
 TIMINGS = ("steps_per_second", "tokens_per_second")
 
@@ -44,27 +40,6 @@ BATCH_SIZE = 8
 train.TrainConfig.log_period = 3
 """
 
-KILLED = """
-import os, signal, sys
-from prompt_tuning import main, train
-
-def die(*unused):
-  os.kill(os.getpid(), signal.SIGKILL)
-
-batches = []
-following = train.Prefetcher.__next__
-
-def counted(self):
-  batches.append(None)
-  return die() if len(batches) == int(sys.argv[1]) else following(self)
-
-if sys.argv[1] == "between the saves":
-  train.Trainer._save = die
-else:
-  train.Prefetcher.__next__ = counted
-main.main(sys.argv[2:])
-"""
-
 
 class Folder:
   """A place for runs.
@@ -94,13 +69,6 @@ class Folder:
   def train(self, name: str, **macros) -> Outcome:
     settings = self.config(name, **macros)
     return train(settings, config.operative())
-
-  def killed(self, name: str, moment: str, **macros) -> int:
-    """The command in a process of its own that is killed at a moment; its exit code."""
-    paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run([sys.executable, "-c", KILLED, moment, *self.arguments(name, **macros)],
-                          env=environment, capture_output=True).returncode
 
   def prompt(self, name: str) -> np.ndarray:
     return np.load(self.path / name / "prompt.npy")

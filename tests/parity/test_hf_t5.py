@@ -4,29 +4,31 @@ Against goldens everywhere, and against a fresh random model where torch and tra
 installed. The hidden states are read through the block hook, which sees each block's input.
 """
 
+import dataclasses
 import functools
-import json
 import pathlib
 import runpy
+import tempfile
 
+import hf_folders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from flax import struct
-from hf_mapping import backbone_from, config_from
 from jax import Array
 
+from prompt_tuning.checkpoints import hf, loading
 from prompt_tuning.interfaces import PromptContext, PromptValues, StackValues, T5Config
-from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.t5 import T5
 
 pytestmark = pytest.mark.parity
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = hf_folders.GOLDEN
 REGENERATE = "to regenerate: python tests/golden/make_hf_t5.py"
-VERSIONS = ("1_1", "1_0")
+VERSIONS = hf_folders.VERSIONS
 # Of the largest absolute value.
 TOLERANCE = 1e-5
 # U of the decoder inputs; greedy generation is shorter.
@@ -90,17 +92,14 @@ def compiled(model: PromptedT5, method: str, **static):
 
 
 def ours(golden: dict, scan_layers: bool) -> tuple[PromptedT5, dict, Store]:
-  weights = {name.removeprefix("weights/"): leaf for name, leaf in golden.items()
-             if name.startswith("weights/")}
-  config = config_from(json.loads(str(golden["config"])), weights, scan_layers=scan_layers)
+  """The golden's model, through the checkpoint reader that users have."""
+  version = "1_1" if "weights/lm_head.weight" in golden else "1_0"
+  with tempfile.TemporaryDirectory() as folder:
+    reader = hf.HFReader(hf_folders.save_golden(pathlib.Path(folder), version, golden))
+    config = dataclasses.replace(reader.config, scan_layers=scan_layers)
+    backbone = loading.restore(reader, abstract_params(PromptedT5(T5(config)))["backbone"])
   model, store = build(config)
-  return model, {"params": {"backbone": backbone_from(weights, config)}}, store
-
-
-@functools.cache
-def read_golden(version: str) -> dict:
-  with np.load(GOLDEN / f"hf_t5_{version}.npz") as file:
-    return dict(file)
+  return model, {"params": {"backbone": backbone}}, store
 
 
 def assert_near(actual, wanted, what: str):
@@ -163,18 +162,18 @@ def check_greedy(golden: dict):
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_teacher_forced(version, scan_layers):
-  check_teacher_forced(read_golden(version), scan_layers)
+  check_teacher_forced(hf_folders.golden(version), scan_layers)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_cached_steps(version, scan_layers):
-  check_cached_steps(read_golden(version), scan_layers)
+  check_cached_steps(hf_folders.golden(version), scan_layers)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_greedy_generation(version):
-  golden = read_golden(version)
+  golden = hf_folders.golden(version)
   assert len(np.unique(golden["greedy"])) > 4, "a golden that repeats itself shows little"
   check_greedy(golden)
 
@@ -182,7 +181,7 @@ def test_greedy_generation(version):
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scanned", "unscanned"])
 def test_cache_collection(scan_layers):
   """T5X's way: the cache is made from a batch of ones, then one token a call."""
-  golden = read_golden("1_1")
+  golden = hf_folders.golden("1_1")
   model, params, _ = ours(golden, scan_layers)
   inputs, targets = golden["inputs"], golden["targets"]
   make = functools.partial(model.apply, decode=True, enable_dropout=False, mutable=["cache"])
@@ -203,7 +202,7 @@ def test_live(version):
   pytest.importorskip("transformers", reason="the live comparison needs transformers")
   make = runpy.run_path(str(GOLDEN / "make_hf_t5.py"))
   fresh = make["record"](make["build"](version, seed=1), seed=1)
-  assert np.abs(fresh["logits"] - read_golden(version)["logits"]).max() > 0.1
+  assert np.abs(fresh["logits"] - hf_folders.golden(version)["logits"]).max() > 0.1
   check_teacher_forced(fresh, scan_layers=True)
   check_cached_steps(fresh, scan_layers=True)
   check_greedy(fresh)
