@@ -136,11 +136,16 @@ def _(objective: Deshuffle, tokens, seeds, first_sentinel):
 @corrupt.register
 def _(objective: MissingWord, tokens, seeds, first_sentinel):
   rare = tokens >= objective.first_rank
-  # Ranks are below 0 unless a piece is rare: one of those at random, else the rarest.
-  order = tf.where(rare, _scores(tf.size(tokens), seeds[0]), _float(tokens) - 1e6)
-  word = tokens[tf.argmax(order)]
+  # Scores are below 0 unless a piece is rare: those come first, at random, and then the rarest.
+  scores = tf.where(rare, _scores(tf.size(tokens), seeds[0]), _float(tokens) - 1e6)
+  pieces = tf.unique(tf.gather(tokens, tf.argsort(scores, direction="DESCENDING")))[0]
+  count = tf.reduce_sum(tf.cast(pieces >= objective.first_rank, tf.int32))
+  pieces = pieces[:_clip(count, 1, objective.words)]
+  is_hidden = tf.reduce_any(tokens[:, tf.newaxis] == pieces[tf.newaxis], axis=1)
   last_sentinel = first_sentinel - NUM_SENTINELS + 1
-  return tf.where(tokens == word, last_sentinel, tokens), word[tf.newaxis]
+  inputs = (tf.where(is_hidden, last_sentinel, tokens) if objective.marked
+            else tf.boolean_mask(tokens, ~is_hidden))
+  return inputs, pieces
 
 
 def noise_mask(objective: SpanCorruption | Rebuild, length: tf.Tensor,

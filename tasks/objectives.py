@@ -180,23 +180,32 @@ class Deshuffle(Objective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MissingWord(Objective):
-  """Name a piece that the text lacks: salient span masking (Guu et al. 2020, section 3.4) with
+  """Name pieces that the text lacks: salient span masking (Guu et al. 2020, section 3.4) with
   rarity for salience. The answer depends on what the text is about, and is all there is to say,
   as in classification.
 
-  inputs:  the text with every occurrence of one rare piece replaced by `<extra_id_99>`
-  targets: the piece
+  inputs:  the text, each occurrence of these rare pieces replaced by `<extra_id_99>` or left out
+  targets: the pieces, each once, in a random order
 
   Attributes:
     first_rank: pieces from this id on count as rare (SentencePiece sorts by frequency); in a text
       without any, the rarest is taken.
+    words: the most pieces of a text; a text with fewer rare ones gives those.
+    marked: mark the gaps. Closed ones leave only the rest of the text to tell the pieces by.
   """
 
   first_rank: int = 200
+  words: int = 1
+  marked: bool = True
   label: ClassVar[str] = "missing_word"
 
+  def __post_init__(self):
+    super().__post_init__()
+    if self.words < 1:
+      raise _bad(self, "words", self.words, "1 or more")
+
   def needed(self, length: int) -> tuple[int, int]:
-    return length + 1, 2 + self.leading_sentinel
+    return length + 1, self.words + 1 + self.leading_sentinel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

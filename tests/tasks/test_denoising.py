@@ -239,6 +239,7 @@ def test_t5s_own_length():
   (lambda: SpanCorruption(noise_density=0.0), "SpanCorruption.noise_density is out of range"),
   (lambda: Rebuild(mean_span_length=0.5), "Rebuild.mean_span_length is out of range"),
   (lambda: PrefixLM(min_split=0.7, max_split=0.2), "PrefixLM.min_split, max_split"),
+  (lambda: MissingWord(words=0), "MissingWord.words is out of range"),
   (lambda: Deshuffle(length=3), "8 tokens or more"),
   (lambda: SpanCorruption().chunk_length(None), "does not know how long a chunk is"),
   (lambda: Rebuild(length=80).chunk_length({"inputs": 96, "targets": 64}), "targets 81"),
@@ -280,3 +281,24 @@ def test_missing_word_takes_the_rarest_piece_where_none_is_rare():
                                      (tf.constant([0, 1]),) * 2, 4099)
   assert targets.numpy().tolist() == [150]
   assert inputs.numpy().tolist() == [5, 9, 4000, 9, 7, 4000, 3, 4]
+
+
+def test_several_missing_words_are_named_once_and_their_gaps_closed():
+  objective = MissingWord(length=40, first_rank=200, words=3, marked=False)
+  for trial in range(20):
+    tokens = np.random.default_rng(trial).integers(150, 215, 40).astype(np.int32)
+    seeds = (tf.constant([trial, 1]), tf.constant([trial, 2]))
+    inputs, targets = (x.numpy() for x in
+                       denoising.corrupt(objective, tf.constant(tokens), seeds, 4099))
+    rare = set(tokens[tokens >= 200].tolist())
+    assert set(targets.tolist()) <= rare and len(targets) == min(3, len(rare))
+    np.testing.assert_array_equal(inputs, tokens[~np.isin(tokens, targets)])
+
+
+def test_a_text_with_fewer_rare_pieces_gives_those():
+  objective = MissingWord(length=8, first_rank=200, words=4)
+  tokens = np.array([5, 300, 250, 9, 300, 5, 3, 4], np.int32)
+  inputs, targets = denoising.corrupt(objective, tf.constant(tokens),
+                                     (tf.constant([0, 1]),) * 2, 4099)
+  assert sorted(targets.numpy().tolist()) == [250, 300]
+  assert inputs.numpy().tolist() == [5, 4000, 4000, 9, 4000, 5, 3, 4]
