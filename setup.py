@@ -31,6 +31,8 @@ REQUIRED = [
     "numpy>=2.0,<3",
 ]
 TEST = ["pytest>=9,<10", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18", "mypy>=1.18,<3"]
+# What `make bench` compares with.
+BENCH = ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21.2,<0.22"]
 HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]
 
 # T5X is not on the package index. The bridge to it is not part of this release; the extra holds
@@ -62,6 +64,7 @@ setup(
     extras_require={
         "test": TEST,
         "hf": HF,
+        "bench": BENCH,
         "t5x": T5X,
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.13"],

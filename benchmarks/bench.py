@@ -58,9 +58,10 @@ class Worker:
     return json.loads(line)
 
 
-def measure(job: str, shapes: Shapes, *, rounds: int, threads: int, with_peft: bool) -> dict:
+def measure(job: str, shapes: Shapes, peak: Worker, *, rounds: int, threads: int,
+            with_peft: bool) -> dict:
   """One job: every number that is reported of it."""
-  peak = Worker("peak", "peak", shapes, threads)
+  peak.runs.clear()
   ours = Worker("ours", job, shapes, threads)
   peft = Worker("peft", job, shapes, threads) if with_peft else None
   for _ in range(rounds):
@@ -73,7 +74,6 @@ def measure(job: str, shapes: Shapes, *, rounds: int, threads: int, with_peft: b
            "fraction_of_peak": matmul / ours.best() / peak_gflops, "matmul_gflop": matmul,
            "theory_gflop": theory_flop(shapes, job) / 1e9, "peak_gflops": peak_gflops,
            "compile_s": ours.prepared["compile_s"], "ours_gb": ours.close()}
-  peak.close()
   sides = {"ours": ours} | ({} if peft is None else {"peft": peft})
   if peft is not None:
     found |= {"peft_s": peft.best(), "ratio": peft.best() / ours.best(), "peft_gb": peft.close()}
@@ -108,8 +108,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
   options = parser.parse_args(argv)
   shapes = dataclasses.replace(Shapes() if options.shapes == "small" else TINY,
                                scan_layers=options.scan_layers)
-  results = {job: measure(job, shapes, rounds=options.rounds, threads=options.threads,
+  peak = Worker("peak", "peak", shapes, options.threads)
+  results = {job: measure(job, shapes, peak, rounds=options.rounds, threads=options.threads,
                           with_peft=not options.without_peft) for job in options.jobs}
+  peak.close()
   print(f"{_processor()}, {options.threads} threads, best of {options.rounds} turns, float32")
   print(table(results))
   print(json.dumps(results))

@@ -19,3 +19,11 @@ def keep_freed_memory() -> bool:
   except (AttributeError, OSError, TypeError):  # Not glibc, or not a C library of this kind.
     return False
   return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+
+
+def return_unused_memory() -> None:
+  """Gives back what is free at this moment: what compiling or the first step has left behind."""
+  try:
+    ctypes.CDLL(None).malloc_trim(0)
+  except (AttributeError, OSError, TypeError):
+    return

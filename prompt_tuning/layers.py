@@ -74,37 +74,34 @@ def attend(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
   """Softmax attention whose backward pass keeps the weights, and nothing else of that size.
 
   The row sums of the softmax's gradient are those of output times gradient (Dao et al. 2022,
-  arXiv 2205.14135, section 3.1, which holds with dropout too): `[B, Q, H, K]` instead of another
-  pass over `[B, H, Q, S]`.
+  arXiv 2205.14135, section 3.1; it holds with dropout too): `[B, H, Q, K]` instead of another pass
+  over `[B, H, Q, S]`.
 
   Args:
-    queries: `[B, Q, H, K]`.  keys, values: `[B, S, H, K]`.
+    queries: `[B, H, Q, K]`.  keys, values: `[B, H, S, K]`.
     bias: float32, broadcastable to `[B, H, Q, S]`; added to the logits.
     mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
     keep: factor of the weights after the softmax (dropout), broadcastable to `[B, H, Q, S]`.
 
   Returns:
-    `[B, Q, H, K]`.
+    `[B, H, Q, K]`.
   """
   return _attend_forward(queries, keys, values, bias, mask, keep)[0]
 
 
 def _attend_forward(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
                     keep: Array) -> tuple[Array, tuple]:
-  # Heads ahead of positions once, here: each of the six products would turn its factors otherwise.
-  queries, keys, values = (x.swapaxes(1, 2) for x in (queries, keys, values))
   # Softmax in float32: probabilities of long inputs vanish in bfloat16.
   logits = jnp.einsum("bhqk,bhsk->bhqs", queries, keys, preferred_element_type=jnp.float32)
-  logits = logits + bias + jnp.where(mask, 0.0, MASKED)
+  logits = logits + (bias + jnp.where(mask, 0.0, MASKED))
   shifted = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   weights = (shifted / jnp.sum(shifted, axis=-1, keepdims=True)).astype(values.dtype)
   mixed = jnp.einsum("bhqs,bhsk->bhqk", weights * keep, values)
-  return mixed.swapaxes(1, 2), (queries, keys, values, bias, keep, weights, mixed)
+  return mixed, (queries, keys, values, bias, keep, weights, mixed)
 
 
 def _attend_backward(saved: tuple, grad: Array) -> tuple:
   queries, keys, values, bias, keep, weights, mixed = saved
-  grad = grad.swapaxes(1, 2)
   # K ahead of S in these two: XLA's CPU back end takes a fifth less for the pair.
   of_values = jnp.einsum("bhqk,bhqs->bhks", grad, weights * keep)
   of_weights = keep * jnp.einsum("bhqk,bhsk->bhqs", grad, values,
@@ -115,8 +112,8 @@ def _attend_backward(saved: tuple, grad: Array) -> tuple:
   narrow = of_logits.astype(queries.dtype)
   of_queries = jnp.einsum("bhqs,bhsk->bhqk", narrow, keys)
   of_keys = jnp.einsum("bhqk,bhqs->bhks", queries, narrow)
-  of_keys, of_values = (x.transpose(0, 3, 1, 2) for x in (of_keys, of_values))
-  return of_queries.swapaxes(1, 2), of_keys, of_values, _sum_to(of_logits, bias.shape), None, None
+  return (of_queries, of_keys.swapaxes(2, 3), of_values.swapaxes(2, 3),
+          _sum_to(of_logits, bias.shape), None, None)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -161,15 +158,31 @@ class RMSNorm(nn.Module):
     return _rms_norm(x, scale, self.config.layer_norm_epsilon, jnp.dtype(self.config.dtype))
 
 
-@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rms_norm(x: Array, scale: Array, epsilon: float, dtype: Any) -> Array:
-  """The backward pass keeps `x` alone, which the residual stream holds anyway."""
+  """The backward pass keeps `x`, which the residual stream holds anyway, and a number a row."""
+  return _rms_norm_forward(x, scale, epsilon, dtype)[0]
+
+
+def _rms_norm_forward(x: Array, scale: Array, epsilon: float, dtype: Any) -> tuple[Array, tuple]:
   # The mean of squares overflows half precision and loses digits in bfloat16.
-  x = x.astype(jnp.float32)
-  y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + epsilon)
+  wide = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
   # Rounded before the scale, as in T5X: in bfloat16 the order shows.
-  y = y.astype(dtype)
-  return y * _over_last_axis(scale.astype(dtype), y.ndim)
+  y = (wide * inverse).astype(dtype)
+  return y * _over_last_axis(scale.astype(dtype), y.ndim), (x, scale, inverse)
+
+
+def _rms_norm_backward(epsilon: float, dtype: Any, saved: tuple, grad: Array) -> tuple:
+  x, scale, inverse = saved
+  normed = x.astype(jnp.float32) * inverse
+  scaled = grad.astype(jnp.float32) * _over_last_axis(scale.astype(jnp.float32), grad.ndim)
+  of_x = inverse * (scaled - normed * jnp.mean(scaled * normed, -1, keepdims=True))
+  of_scale = jnp.sum(grad * normed.astype(dtype), range(grad.ndim - 1), dtype=jnp.float32)
+  return of_x.astype(x.dtype), of_scale.astype(scale.dtype)
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 class Embed(nn.Module):
@@ -211,7 +224,11 @@ class Attention(nn.Module):
     self.dropout = nn.Dropout(self.config.dropout_rate)
 
   def keys_values(self, x: Array, hooks: Mapping[str, Any]) -> tuple[Array, Array]:
-    """`[B, S, D]` -> keys and values `[B, S, H, K]`."""
+    """`[B, S, D]` -> keys and values `[B, H, S, K]`.
+
+    Heads first, once and here: every product of attention would turn its factors otherwise, when
+    decoding at every token.
+    """
     return (self._heads(self.key(x, hooks.get("key"))),
             self._heads(self.value(x, hooks.get("value"))))
 
@@ -222,7 +239,7 @@ class Attention(nn.Module):
 
     Args:
       x: `[B, Q, D]`.
-      keys, values: `[B, S, H, K]`.
+      keys, values: `[B, H, S, K]`.
       mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
       bias: `[1, H, Q, S]` relative position bias, or None.
       hooks: by projection: query, out.
@@ -234,21 +251,23 @@ class Attention(nn.Module):
     queries = self._heads(self.query(x, hooks.get("query")))
     bias = jnp.zeros((1, 1, 1, 1)) if bias is None else bias.astype(jnp.float32)
     if extra is not None:
-      bias = _ahead(extra.key.shape[1], bias, 0.0, keys.shape[1])
-      mask = _ahead(extra.key.shape[1], mask, True, keys.shape[1])
+      bias = _ahead(extra.key.shape[1], bias, 0.0, keys.shape[2])
+      mask = _ahead(extra.key.shape[1], mask, True, keys.shape[2])
       keys, values = (
-        jnp.concatenate([_over_rows(ahead, x.shape[0]).astype(own.dtype), own], axis=1)
+        jnp.concatenate([_over_rows(ahead, x.shape[0]).astype(own.dtype), own], axis=2)
         for ahead, own in ((extra.key, keys), (extra.value, values)))
     keep = jnp.ones((1, 1, 1, 1), values.dtype)
     if enable_dropout:
       # One mask for all query positions, as T5X has it: cheaper, and the same in expectation.
-      shape = (x.shape[0], self.config.num_heads, 1, keys.shape[1])
+      shape = (x.shape[0], self.config.num_heads, 1, keys.shape[2])
       keep = self.dropout(jnp.ones(shape, values.dtype), deterministic=False)
-    mixed = attend(queries, keys, values, bias, mask, keep)
+    mixed = attend(queries, keys, values, bias, mask, keep).swapaxes(1, 2)
     return self.out(mixed.reshape(*mixed.shape[:2], -1), hooks.get("out"))
 
   def _heads(self, x: Array) -> Array:
-    return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+    """`[B, S, H * K] -> [B, H, S, K]`."""
+    heads = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+    return heads.swapaxes(1, 2)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
@@ -341,5 +360,5 @@ def _over_last_axis(vector: Array, rank: int) -> Array:
 
 
 def _over_rows(extra: Array, rows: int) -> Array:
-  """`[1 or B, P, H, K] -> [B, P, H, K]`."""
-  return jnp.broadcast_to(extra, (rows, *extra.shape[1:]))
+  """`[1 or B, P, H, K] -> [B, H, P, K]`."""
+  return jnp.broadcast_to(extra, (rows, *extra.shape[1:])).swapaxes(1, 2)

@@ -31,8 +31,8 @@ class DecoderCache:
   """What a decode step reads and writes, passed by value.
 
   Attributes:
-    self_key, self_value: `[L, B, U, H, K]`, filled up to `index`.
-    cross_key, cross_value: `[L, B, S, H, K]`, computed once an input.
+    self_key, self_value: `[L, B, H, U, K]`, filled up to `index`.
+    cross_key, cross_value: `[L, B, H, S, K]`, computed once an input.
     encoder_mask: `[B, S]` bool.
     index: int32, the position of the next token.
   """
@@ -222,14 +222,14 @@ class Decoder(nn.Module):
     shared = Shared(bias=jnp.zeros(()), mask=jnp.zeros(()), encoded=encoded)
     _, (key, value) = _run(self.layers, config, Carry(encoded), (values, None),
                            (shared, False, True))
-    empty = jnp.zeros((config.num_decoder_layers, rows, max_length, config.num_heads,
+    empty = jnp.zeros((config.num_decoder_layers, rows, config.num_heads, max_length,
                        config.head_dim), key.dtype)
     return DecoderCache(self_key=empty, self_value=empty, cross_key=key, cross_value=value,
                         encoder_mask=is_token(encoder_tokens), index=jnp.zeros((), jnp.int32))
 
   def step(self, x: Array, values: StackValues, cache: DecoderCache) -> tuple[Array, DecoderCache]:
     """`[B, 1, D]` of the token at `cache.index` -> `[B, 1, D]`, and the cache after it."""
-    positions = jnp.arange(cache.self_key.shape[2])
+    positions = jnp.arange(cache.self_key.shape[3])
     shared = Shared(bias=self.relpos_bias(cache.index[None], positions),
                     mask=(positions <= cache.index)[None, None, None, :],
                     cross_mask=cache.encoder_mask[:, None, None, :], index=cache.index)
@@ -324,7 +324,7 @@ def _hooks(values: StackValues, module: str) -> dict[str, Any]:
 def _cached(carry: Carry, key: Array, value: Array,
             index: Array) -> tuple[Carry, Array, Array]:
   """Writes one position into the stacked cache and reads this layer's whole cache."""
-  start = (carry.layer, 0, index, 0, 0)
+  start = (carry.layer, 0, 0, index, 0)
   self_key = jax.lax.dynamic_update_slice(carry.self_key, key[None], start)
   self_value = jax.lax.dynamic_update_slice(carry.self_value, value[None], start)
   read_key = jax.lax.dynamic_index_in_dim(self_key, carry.layer, keepdims=False)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import partitioning, trees
+from prompt_tuning import host_memory, partitioning, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
@@ -174,7 +174,7 @@ class Trainer:
     state, frozen, summary = self._start()
     self.dir.write_summary(summary)
     on_start(summary)
-    step = int(state.step)
+    first = step = int(state.step)
     best: Result | None = None
     pending: list[tuple[int, Any]] = []
     with _Stop() as stop, Progress(config.train_steps, step) as progress:
@@ -190,6 +190,10 @@ class Trainer:
         while not ended:
           state, metrics = compiled(state, frozen, next(batches))
           step += 1
+          if step == first + 1:
+            # Its buffers may lie where the second step's do not fit, and stay beside them.
+            jax.block_until_ready(metrics)
+            host_memory.return_unused_memory()
           pending.append((step, metrics))
           progress.advance()
           stopping, evaluate = stop.asked, self._evaluation_is_due(step)
@@ -287,6 +291,7 @@ class Trainer:
     began = time.time()
     batch = self._device_batch(int(state.step))
     compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
+    host_memory.return_unused_memory()
     summary["seconds"] = {"to_first_step": time.time() - self.started,
                           "compile": time.time() - began}
     return compiled

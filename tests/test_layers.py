@@ -29,7 +29,7 @@ def test_buckets_are_the_definition(num_buckets, max_distance, bidirectional):
 def test_a_row_without_any_visible_key_is_finite():
   module = Attention(CONFIG)
   x = jax.random.normal(jax.random.key(0), (1, 2, 8))
-  keys = jax.random.normal(jax.random.key(1), (1, 4, 2, 3))
+  keys = jax.random.normal(jax.random.key(1), (1, 2, 4, 3))
   mask = jnp.zeros((1, 1, 2, 4), bool)
   y, _ = fast_jit(module.init_with_output)(jax.random.key(2), x, keys, keys, mask, None, {})
   assert np.isfinite(y).all()
@@ -38,7 +38,7 @@ def test_a_row_without_any_visible_key_is_finite():
 def test_extra_keys_of_one_row_serve_the_whole_batch():
   module = Attention(CONFIG)
   x = jax.random.normal(jax.random.key(0), (3, 2, 8))
-  keys = jax.random.normal(jax.random.key(1), (3, 4, 2, 3))
+  keys = jax.random.normal(jax.random.key(1), (3, 2, 4, 3))
   mask = jnp.ones((1, 1, 1, 4), bool)
   one = jax.random.normal(jax.random.key(2), (1, 5, 2, 3))
   extra = KeyValues(one, one + 1)
