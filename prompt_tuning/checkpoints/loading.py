@@ -5,7 +5,6 @@ device buffers that hold it, in the dtype that the model wants. There is never a
 model on the host: what is alive besides the device buffers is one part of one leaf.
 """
 
-import ctypes
 import dataclasses
 import functools
 import pathlib
@@ -15,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning import trees
+from prompt_tuning import host_memory, trees
 from prompt_tuning.checkpoints import architecture, backbone, formats, leaf_table
 from prompt_tuning.checkpoints.leaves import Format, Leaf, Reader, bounds, empty
 from prompt_tuning.checkpoints.stacking import in_layout, is_stacked, unstacked_leaves
@@ -120,15 +119,8 @@ def _place(source: Reader, name: str, leaf: Any) -> jax.Array:
   # Transfers end before the next leaf is read: else several leaves are on the host at a time.
   placed = jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
   if source.leaves[name].nbytes > _LARGE:
-    _give_back()
+    host_memory.return_unused_memory()  # glibc would keep what compressed chunks took.
   return placed
-
-
-def _give_back() -> None:
-  """Returns freed memory to the system; glibc would keep what compressed chunks took."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-  if trim is not None:
-    trim(0)
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
