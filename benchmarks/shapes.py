@@ -22,7 +22,7 @@ JOBS = ("prompt_step", "model_step", "decode")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-  """Defaults: T5 1.1 small, with the issue's batch.
+  """Defaults: T5 1.1 small; 8 rows of 256 tokens and 100 prompt vectors in, 16 out.
 
   Attributes:
     rows, inputs, prompt, targets: B, T, P of the prompt step and of decoding, U.

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +25,9 @@ from prompt_tuning.checkpoints import (
   prompt_origin,
 )
 from prompt_tuning.checkpoints.leaf_table import Row
-from prompt_tuning.checkpoints.leaves import DTYPES, Format, Index, Leaf, Reader
-from prompt_tuning.checkpoints.safetensors_file import dtype_of
+from prompt_tuning.checkpoints.leaves import DTYPES, Format, Index, Leaf, Reader, dtype_of
 from prompt_tuning.checkpoints.stacking import in_layout, is_stacked
+from prompt_tuning.disk import new_folder
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.tasks import vocabularies
@@ -202,15 +201,10 @@ def run(todo: Plan) -> None:
     write(path, recorded, config=todo.backbone, metadata=todo.metadata, dtype=todo.config.dtype)
     recorded.compare(todo.form.open(path), path)
     return
-  stage = pathlib.Path(path.rstrip("/") + ".converting")
-  shutil.rmtree(stage, ignore_errors=True)
-  try:
-    write(str(stage), recorded, config=todo.backbone, metadata=todo.metadata,
+  with new_folder(pathlib.Path(path)) as partial:
+    write(str(partial), recorded, config=todo.backbone, metadata=todo.metadata,
           dtype=todo.config.dtype)
-    recorded.compare(todo.form.open(str(stage)), path)
-    _rename(stage, pathlib.Path(path))
-  finally:
-    shutil.rmtree(stage, ignore_errors=True)
+    recorded.compare(todo.form.open(str(partial)), path)
 
 
 class _Recorded:
@@ -275,15 +269,6 @@ def _state(config: ConvertConfig, form: Format, reader: Reader,
                     wanted="t5x or t5x_orbax on both sides, and one layout",
                     fix="leave --keep_state and --layout out; a run starts with fresh state")
   return {name: array for name, array in arrays.items() if name.startswith("state/param_states/")}
-
-
-def _rename(stage: pathlib.Path, path: pathlib.Path) -> None:
-  old = path.with_name(path.name + ".old")
-  shutil.rmtree(old, ignore_errors=True)
-  if path.exists():
-    os.rename(path, old)
-  os.rename(stage, path)
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def _differs(path: str, names: Sequence[str]) -> UserError:

@@ -13,7 +13,7 @@ from typing import Any
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints import prompt_files, prompt_origin
 from prompt_tuning.errors import UserError
-from prompt_tuning.prompts.initializers import read_prompt
+from prompt_tuning.prompts.initializers import check_prompt
 from prompt_tuning.run_config import ModelConfig
 
 
@@ -69,8 +69,9 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                     fix="give --gin.PROMPT_FILE=.../prompt.npy, or use prompts/none.gin for the "
                     "plain model")
   if prompt_file is not None:
-    length = len(read_prompt(prompt_file, None, config.backbone.emb_dim))
-    prompt_origin.check_vocabulary(prompt_files.read(prompt_file), config.vocabulary)
+    prompt = prompt_files.read(prompt_file)
+    length = len(check_prompt(prompt, None, config.backbone.emb_dim))
+    prompt_origin.check_vocabulary(prompt, config.vocabulary)
     config = dataclasses.replace(config, prompt=config.prompt.clone(length=length))
   config.check()
   return TrainedModel(config, prompt_file)

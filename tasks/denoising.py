@@ -16,7 +16,6 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.tasks import word_choice
 from prompt_tuning.tasks.objectives import (
   MIN_TOKENS,
   Deshuffle,
@@ -25,7 +24,6 @@ from prompt_tuning.tasks.objectives import (
   PrefixLM,
   Rebuild,
   SpanCorruption,
-  WordChoice,
 )
 from prompt_tuning.tasks.vocabularies import NUM_SENTINELS
 
@@ -45,12 +43,7 @@ def denoise(dataset: tf.data.Dataset, *, objective: Objective,
       raise UserError("span corruption needs more sentinels than the vocabulary has",
                       found=f"{spans} in a chunk of {length} tokens", wanted=NUM_SENTINELS,
                       fix="lower the length or noise_density, or raise mean_span_length")
-  vocabulary = output_features["targets"].vocabulary
-  first_sentinel = vocabulary.vocab_size - 1
-  if isinstance(objective, WordChoice):
-    dataset = word_choice.choose(split_tokens(dataset, length), objective=objective,
-                                 vocabulary=vocabulary)
-    return add_leading_sentinel(dataset, output_features) if objective.leading_sentinel else dataset
+  first_sentinel = output_features["targets"].vocabulary.vocab_size - 1
 
   @seqio.map_over_dataset(num_seeds=2)
   def corrupt_one(example, seeds):

@@ -208,38 +208,5 @@ class MissingWord(Objective):
     return length + 1, self.words + 1 + self.leading_sentinel
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WordChoice(Objective):
-  """Choose the word that a text lacks from some in front of it: a cloze with candidates (Hill et
-  al. 2016, "The Goldilocks principle", section 2) whose wrong candidates are other texts' answers.
-  What stands in front decides the answer, as a learned prompt has to.
-
-  inputs:  candidates `<extra_id_98>` the text without the word, its gaps `<extra_id_99>` or closed
-  targets: the word
-
-  A candidate is one rare piece that is a whole word. Chunks without one are left out.
-
-  Attributes:
-    candidates: the most candidates an example has; each example has 2 to this many.
-    first_rank: pieces from this id on count as rare (SentencePiece sorts by frequency).
-    marked: share of the examples whose gaps are marked; in the others they are closed.
-  """
-
-  candidates: int = 8
-  first_rank: int = 400
-  marked: float = 0.5
-  label: ClassVar[str] = "word_choice"
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.candidates < 2:
-      raise _bad(self, "candidates", self.candidates, "2 or more")
-    if not 0 <= self.marked <= 1:
-      raise _bad(self, "marked", self.marked, "0 <= share <= 1")
-
-  def needed(self, length: int) -> tuple[int, int]:
-    return self.candidates + 1 + length + 1, 2 + self.leading_sentinel
-
-
 OBJECTIVES = {kind.label: kind
-              for kind in (SpanCorruption, Rebuild, PrefixLM, Deshuffle, MissingWord, WordChoice)}
+              for kind in (SpanCorruption, Rebuild, PrefixLM, Deshuffle, MissingWord)}

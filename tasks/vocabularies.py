@@ -82,8 +82,12 @@ def short_id(name: str) -> str:
 
 def fingerprint(name: str) -> str:
   """16 hex digits over a vocabulary's content: what a checkpoint records and checks."""
-  content = b"bytes" if name == "bytes" else path_of(name).read_bytes()
-  return hashlib.sha256(content).hexdigest()[:16]
+  return fingerprint_of(None if name == "bytes" else path_of(name).read_bytes())
+
+
+def fingerprint_of(model: bytes | None) -> str:
+  """As `fingerprint`, of a SentencePiece model's content; None: bytes."""
+  return hashlib.sha256(b"bytes" if model is None else model).hexdigest()[:16]
 
 
 class Tokenizer:

@@ -16,7 +16,16 @@ import numpy as np
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import safetensors_file
 from prompt_tuning.checkpoints.architecture import FIELDS, as_json
-from prompt_tuning.checkpoints.leaves import Format, Index, Leaf, MemoryReader, Reader, read_small
+from prompt_tuning.checkpoints.leaves import (
+  Format,
+  Index,
+  Leaf,
+  MemoryReader,
+  Reader,
+  cast_reader,
+  dtype_of,
+  read_small,
+)
 from prompt_tuning.checkpoints.stacking import in_layout
 from prompt_tuning.disk import new_folder, report_full
 from prompt_tuning.errors import UserError
@@ -87,8 +96,8 @@ def save(folder: pathlib.Path, params: Mapping[str, Any], config: T5Config, *, v
 def write(path: str, source: Reader, *, config: T5Config, metadata: Mapping[str, Any],
           dtype: str | None = None) -> None:
   """As `leaves.Writer`; leaves are stacked."""
-  kind = safetensors_file.dtype_of(dtype)
-  read = safetensors_file.cast_reader(source.read, kind)
+  kind = dtype_of(dtype)
+  read = cast_reader(source.read, kind)
   leaves = {name: Leaf(leaf.shape, kind or leaf.dtype)
             for name, leaf in sorted(source.leaves.items())}
   digest = hashlib.sha256()

@@ -6,7 +6,6 @@ and shows them unstacked under our names (`hf_names.py`, which also tells of the
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -28,6 +27,7 @@ from prompt_tuning.checkpoints.leaves import (
 )
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
+from prompt_tuning.tasks import vocabularies
 
 _MAX_CONFIG = 1 << 24
 _BLOCK = 16 * 2**20
@@ -163,11 +163,10 @@ def _vocabulary(folder: pathlib.Path) -> dict[str, str]:
   """{"vocabulary": fingerprint} where the folder says which vocabulary it has."""
   pieces, tokenizer = hf_files.VOCABULARY
   if (folder / pieces).exists():
-    content = read_small(hub.file_in(folder, pieces), _MAX_CONFIG)
+    content: bytes | None = read_small(hub.file_in(folder, pieces), _MAX_CONFIG)
   elif (folder / tokenizer).exists() and (
       b'"ByT5Tokenizer"' in read_small(hub.file_in(folder, tokenizer), _MAX_CONFIG)):
-    content = b"bytes"
+    content = None
   else:
     return {}
-  # As tasks/vocabularies.py has it.
-  return {"vocabulary": hashlib.sha256(content).hexdigest()[:16]}
+  return {"vocabulary": vocabularies.fingerprint_of(content)}

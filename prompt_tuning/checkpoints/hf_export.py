@@ -1,4 +1,4 @@
-"""Writes a T5 as transformers 4 and 5 load it: config.json, and safetensors in shards of 5 GB."""
+"""Writes a T5 as transformers loads it: config.json, and safetensors in shards of 5 GB."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 
 from prompt_tuning.checkpoints import hf_files, hf_names, safetensors_file
 from prompt_tuning.checkpoints.hf_names import Entry
-from prompt_tuning.checkpoints.leaves import Leaf, Reader
+from prompt_tuning.checkpoints.leaves import Leaf, Reader, dtype_of
 from prompt_tuning.disk import new_folder, report_full
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
@@ -37,7 +37,7 @@ def write(path: str, source: Reader, *, config: T5Config, metadata: Mapping[str,
   entries = hf_names.table(config)
   _check_leaves(source, entries)
   _check_folder(pathlib.Path(path))
-  cast = safetensors_file.dtype_of(dtype)
+  cast = dtype_of(dtype)
   plan = {entry.theirs: entry for entry in entries}
   leaves = {entry.theirs: Leaf(entry.their_shape, cast or source.leaves[entry.ours].dtype)
             for entry in entries}

@@ -149,7 +149,7 @@ def config_from(theirs: Mapping[str, Any], *, is_tied: bool, where: str) -> T5Co
 
 
 def config_to(config: T5Config, model_type: str = "t5") -> dict[str, Any]:
-  """The architecture -> config.json, as transformers 4 and 5 both read it right.
+  """The architecture -> config.json, with the flags that transformers 4 and 5 each read.
 
   Raises:
     UserError: transformers has no such T5.

@@ -45,8 +45,6 @@ def folder(path: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> pathl
     files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     return pathlib.Path(huggingface_hub.snapshot_download(
       name, revision=revision, allow_patterns=list(choose(files)) or ["config.json"]))
-  except UserError:
-    raise
   except Exception as error:  # The client's own kinds, the HTTP library's, and the system's.
     offline = "HF_HUB_OFFLINE=1: only the cache is looked at" if constants.is_offline_mode() else (
       f"from {constants.ENDPOINT}")

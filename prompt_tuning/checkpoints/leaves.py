@@ -166,6 +166,24 @@ def bounds(index: Index | None, shape: tuple[int, ...]) -> list[tuple[int, int]]
   return [(start, max(start, stop)) for start, stop, _ in found]
 
 
+def cast_reader(read: Callable[[str], np.ndarray], dtype: np.dtype | None
+                ) -> Callable[[str], np.ndarray]:
+  """`read`, with its arrays in `dtype`; None leaves them."""
+  return lambda name: read(name) if dtype is None else read(name).astype(dtype, copy=False)
+
+
+def dtype_of(name: str | None) -> np.dtype | None:
+  """The dtype of `convert --dtype`.
+
+  Raises:
+    UserError: weights are not stored in it.
+  """
+  if name is None or name in DTYPES:
+    return None if name is None else DTYPES[name]
+  raise UserError("Weights are not stored in this dtype", found=name,
+                  wanted="one of " + ", ".join(DTYPES), fix="--dtype bfloat16")
+
+
 def damaged(path: object, why: object, *, wanted: str = "a whole checkpoint",
             fix: str = "copy the checkpoint again; it may be truncated") -> UserError:
   """The error of a file that is truncated, garbled or made to harm."""

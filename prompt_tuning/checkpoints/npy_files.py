@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from prompt_tuning.disk import first_line
+
 MAGIC = b"\x93NUMPY"
 # A bank of 600 prompts for T5 XXL; a prompt has a few megabytes.
 LIMIT = 1 << 30
@@ -62,5 +64,4 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
       version = np.lib.format.read_magic(file)
       return readers[version](file)
   except Exception as error:  # The header is a Python literal: its parser raises many kinds.
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    raise ValueError(f"its header is not that of a .npy file: {reason}") from error
+    raise ValueError(f"its header is not that of a .npy file: {first_line(error)}") from error

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from prompt_tuning.disk import first_line
 from prompt_tuning.errors import UserError
 
 
@@ -36,10 +37,10 @@ def load(path: pathlib.Path) -> dict[str, np.ndarray]:
     state = _load(torch, path)
   except pickle.UnpicklingError as error:
     raise UserError("A pickled checkpoint is not plain weights",
-                    found=f"{path}: {_first(error)}", wanted="tensors and plain containers",
+                    found=f"{path}: {first_line(error)}", wanted="tensors and plain containers",
                     fix="do not use this file: reading it could run code") from error
   except Exception as error:  # torch raises many kinds for a damaged file.
-    raise ValueError(f"{path}: {_first(error)}") from error
+    raise ValueError(f"{path}: {first_line(error)}") from error
   if not isinstance(state, dict) or not state:
     raise ValueError(f"{path}: {type(state).__name__}, not a dictionary of tensors")
   return {str(name): _array(torch, path, name, tensor) for name, tensor in state.items()}
@@ -73,7 +74,3 @@ def _array(torch: Any, path: pathlib.Path, name: object, tensor: Any) -> np.ndar
   if tensor.dtype == torch.bfloat16:
     return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
   return tensor.detach().numpy()
-
-
-def _first(error: BaseException) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0][:300]

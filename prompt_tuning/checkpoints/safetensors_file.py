@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.checkpoints.leaves import DTYPES, Index, Leaf, bounds, damaged, empty
-from prompt_tuning.errors import UserError
 
 _CODES = {"F32": np.dtype(np.float32), "F16": DTYPES["float16"], "BF16": DTYPES["bfloat16"],
           "F64": np.dtype(np.float64), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
@@ -122,24 +121,6 @@ def write(path: pathlib.Path, leaves: Mapping[str, Leaf], read: Callable[[str], 
       assert array.shape == leaf.shape and array.dtype == leaf.dtype, name
       _write_all(file, array.reshape(-1).view(np.uint8).data if array.size else b"")
     os.fsync(file.fileno())
-
-
-def cast_reader(read: Callable[[str], np.ndarray], dtype: np.dtype | None
-                ) -> Callable[[str], np.ndarray]:
-  """`read`, with its arrays in `dtype`; None leaves them."""
-  return lambda name: read(name) if dtype is None else read(name).astype(dtype, copy=False)
-
-
-def dtype_of(name: str | None) -> np.dtype | None:
-  """The dtype of `convert --dtype`.
-
-  Raises:
-    UserError: weights are not stored in it.
-  """
-  if name is None or name in DTYPES:
-    return None if name is None else DTYPES[name]
-  raise UserError("Weights are not stored in this dtype", found=name,
-                  wanted="one of " + ", ".join(DTYPES), fix="--dtype bfloat16")
 
 
 def _fill(file: Any, array: np.ndarray) -> None:

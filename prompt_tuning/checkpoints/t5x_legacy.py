@@ -17,8 +17,15 @@ import numpy as np
 
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import storage, zarr_arrays
-from prompt_tuning.checkpoints.leaves import Format, Index, Leaf, Reader, damaged
-from prompt_tuning.checkpoints.safetensors_file import cast_reader, dtype_of
+from prompt_tuning.checkpoints.leaves import (
+  Format,
+  Index,
+  Leaf,
+  Reader,
+  cast_reader,
+  damaged,
+  dtype_of,
+)
 from prompt_tuning.checkpoints.stacking import is_stacked
 from prompt_tuning.checkpoints.t5x_names import Array, Scanned, T5XReader
 from prompt_tuning.disk import first_line, new_folder, report_full

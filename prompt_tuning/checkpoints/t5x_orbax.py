@@ -15,8 +15,13 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.checkpoints import storage, zarr_arrays
-from prompt_tuning.checkpoints.leaves import Format, Reader, damaged
-from prompt_tuning.checkpoints.safetensors_file import cast_reader, dtype_of
+from prompt_tuning.checkpoints.leaves import (
+  Format,
+  Reader,
+  cast_reader,
+  damaged,
+  dtype_of,
+)
 from prompt_tuning.checkpoints.stacking import is_stacked
 from prompt_tuning.checkpoints.t5x_names import THREADS, Array, Scanned, T5XReader
 from prompt_tuning.disk import new_folder, report_full

@@ -155,7 +155,16 @@ def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
   Raises:
     UserError: no such file, not a prompt, pickled, or of another length or width.
   """
-  table = prompt_files.read(path).values
+  return check_prompt(prompt_files.read(path), length, width)
+
+
+def check_prompt(prompt: prompt_files.PromptFile, length: int | None, width: int) -> np.ndarray:
+  """The vectors `[P, D]` of a prompt that was read.
+
+  Raises:
+    UserError: a bank, or of another length or width.
+  """
+  table, path = prompt.values, prompt.path
   if table.ndim != 2:
     raise UserError("The prompt file is a bank of prompts", found=f"{path}: {table.shape}",
                     wanted="one prompt [P, D]", fix="save one of them with numpy.save")

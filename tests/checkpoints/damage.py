@@ -56,6 +56,17 @@ def survives(read: Callable[[], Any]) -> Any:
   return found
 
 
+def read_every_leaf(reader: Any) -> int:
+  """What `INITIAL_CHECKPOINT_PATH` does, without a device: shapes first, then every leaf; how many
+  numbers there are."""
+  total = 0
+  for name, leaf in reader.leaves.items():
+    array = reader.read(name)
+    assert array.shape == leaf.shape and array.dtype == leaf.dtype
+    total += array.size
+  return total
+
+
 class Payload:
   """Unpickled, it makes a folder: the proof that code was run."""
 

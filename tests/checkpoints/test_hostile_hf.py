@@ -11,7 +11,7 @@ import warnings
 import hf_folders
 import numpy as np
 import pytest
-from damage import FUZZ, damaged, no_code_run, survives
+from damage import FUZZ, damaged, no_code_run, read_every_leaf, survives
 from flax import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,14 +44,7 @@ def folder_of(tmp_path, **files: bytes):
 
 
 def read_all(folder) -> int:
-  """Opens a checkpoint and reads every leaf; how many numbers there are."""
-  reader = hf.HFReader(str(folder))
-  total = 0
-  for name, leaf in reader.leaves.items():
-    array = reader.read(name)
-    assert array.shape == leaf.shape and array.dtype == leaf.dtype
-    total += array.size
-  return total
+  return read_every_leaf(hf.HFReader(str(folder)))
 
 
 def check(found):

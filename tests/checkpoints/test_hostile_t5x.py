@@ -6,7 +6,7 @@ import shutil
 
 import msgpack
 import pytest
-from damage import FUZZ, damaged, survives
+from damage import FUZZ, damaged, read_every_leaf, survives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sources import TIED, reader
@@ -34,14 +34,7 @@ def files_of(folder):
 
 
 def read_all(form, path) -> int:
-  """What `INITIAL_CHECKPOINT_PATH` does, without a device: shapes first, then every leaf."""
-  found = form.FORMAT.open(str(path))
-  total = 0
-  for name, leaf in found.leaves.items():
-    array = found.read(name)
-    assert array.shape == leaf.shape and array.dtype == leaf.dtype
-    total += array.size
-  return total
+  return read_every_leaf(form.FORMAT.open(str(path)))
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -11,7 +11,7 @@ from safetensors.flax import load_file
 from safetensors.numpy import save, save_file
 from sources import parts
 
-from prompt_tuning.checkpoints import safetensors_file
+from prompt_tuning.checkpoints import leaves, safetensors_file
 from prompt_tuning.checkpoints.leaves import Leaf
 from prompt_tuning.checkpoints.safetensors_file import SafetensorsFile
 from prompt_tuning.errors import UserError
@@ -86,9 +86,9 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
 
 
 def test_an_unknown_dtype():
-  assert safetensors_file.dtype_of(None) is None
+  assert leaves.dtype_of(None) is None
   with pytest.raises(UserError, match="not stored in this dtype\n.*int8"):
-    safetensors_file.dtype_of("int8")
+    leaves.dtype_of("int8")
 
 
 def read_all(path):
