@@ -18,6 +18,7 @@ import numpy as np
 from prompt_tuning import packing
 from prompt_tuning.converter import Batch, Row, convert
 from prompt_tuning.errors import UserError
+from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.token_cache import TokenCache
 
 KEPT_EPOCHS = 3
@@ -75,10 +76,10 @@ class Batches:
   """
 
   def __init__(self, sources: Sequence[Source], *, lengths: Mapping[str, int], batch_size: int,
-               seed: int, prompt_length: int = 0, pack: bool = False, host_index: int = 0,
-               host_count: int = 1):
+               seed: int, placement: Placement = PLAIN, pack: bool = False,
+               host_index: int = 0, host_count: int = 1):
     """Args: batch_size: B, of all hosts together. The rest: see `data.TrainData`."""
-    self._sources, self._lengths, self._prompt_length = list(sources), lengths, prompt_length
+    self._sources, self._lengths, self._placement = list(sources), lengths, placement
     self._rows_per_host = rows_per_host(batch_size, host_index, host_count)
     self._batch_size, self._host_index = batch_size, host_index
     self._prompted = any(source.prompt_id is not None for source in sources)
@@ -104,11 +105,11 @@ class Batches:
     numbers = range(start, start + self._rows_per_host)
     if self._pack:
       rows = [[self._row(*entry) for entry in self._packed_row(number)] for number in numbers]
-      return packing.convert_packed(rows, self._lengths, prompt_length=self._prompt_length)
+      return packing.convert_packed(rows, self._lengths, placement=self._placement)
     entries = [self._order[number] for number in numbers]
     prompt_ids = [self._sources[entry[0]].prompt_id for entry in entries]
     return convert([self._row(*entry) for entry in entries], self._lengths,
-                   prompt_length=self._prompt_length,
+                   placement=self._placement,
                    prompt_ids=prompt_ids if self._prompted else None)
 
   def _row(self, source: int, epoch: int, row: int) -> Row:
@@ -132,7 +133,7 @@ class Batches:
                           range(first, first + self.examples_per_epoch)], np.int64)
       found = {name: self._lengths_of(entries, name) for name in ("inputs", "targets")}
       packed = packing.pack(found["inputs"], found["targets"], self._lengths,
-                            prompt_length=self._prompt_length)
+                            placement=self._placement)
       if epoch == len(self._packed_rows) - 1:
         self._packed_rows.append(self._packed_rows[-1] + len(packed))
       while len(self._packings) >= KEPT_PACKINGS:
@@ -150,8 +151,8 @@ class Batches:
 
 
 def eval_batches(cache: TokenCache, *, lengths: Mapping[str, int], batch_size: int,
-                 prompt_length: int = 0, prompt_id: int | None = None, host_index: int = 0,
-                 host_count: int = 1) -> Iterator[Batch]:
+                 placement: Placement = PLAIN, prompt_id: int | None = None,
+                 host_index: int = 0, host_count: int = 1) -> Iterator[Batch]:
   """All rows of `cache` once, in its order; every batch has the same shape.
 
   The last batch is filled up with rows that hold no input and no target, so no loss weight.
@@ -166,7 +167,7 @@ def eval_batches(cache: TokenCache, *, lengths: Mapping[str, int], batch_size: i
                        np.int32)
     rows = [(cache.ids("inputs", row), cache.ids("targets", row)) if row >= 0 else
             (nothing, nothing) for row in row_ids.tolist()]
-    batch = convert(rows, lengths, prompt_length=prompt_length,
+    batch = convert(rows, lengths, placement=placement,
                     prompt_ids=None if prompt_id is None else [prompt_id] * size)
     yield {**batch, "row_mask": row_ids >= 0, "row_ids": row_ids}
 

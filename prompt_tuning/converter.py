@@ -1,9 +1,10 @@
 """Rows of ids to the arrays a T5 takes, under T5X's feature names.
 
 Virtual tokens are written last, after tokenising, trimming and caching: an `inputs` length of T
-stays T real tokens and the encoder's array is P + T wide. All of it is numpy, one batch at a time.
+stays T real tokens and the encoder's array is P + T wide (wider by a template's anchor words). All
+of it is numpy, one batch at a time.
 
-  encoder_input_tokens  [B, P + T] int32    ids -1..-P, the input, padding
+  encoder_input_tokens  [B, P + T] int32    ids -1..-P, the input, padding (`placement.py`)
   decoder_target_tokens [B, U] int32        the target, padding
   decoder_input_tokens  [B, U] int32        the target shifted right by one, after a 0
   decoder_loss_weights  [B, U] float32      1 at real target tokens
@@ -17,6 +18,7 @@ import numpy as np
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import EOS_ID, PAD_ID
+from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.token_cache import FEATURES, TokenCache
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -120,17 +122,6 @@ def trim(ids: np.ndarray, length: int) -> np.ndarray:
   return np.append(ids[:length - 1], ids[-1])
 
 
-def add_virtual_tokens(tokens: np.ndarray, prompt_length: int) -> np.ndarray:
-  """`[B, T]` ids -> `[B, P + T]`: ids -1, -2, ..., -P ahead of every row."""
-  virtual = np.broadcast_to(virtual_ids(prompt_length), (len(tokens), prompt_length))
-  return np.concatenate([virtual, tokens], axis=1)
-
-
-def virtual_ids(prompt_length: int) -> np.ndarray:
-  """`[P]` int32: -1, -2, ..., -P; id `-1-p` stands for row p of the prompt."""
-  return -1 - np.arange(prompt_length, dtype=np.int32)
-
-
 def shift_right(targets: np.ndarray, segment_ids: np.ndarray | None = None) -> np.ndarray:
   """`[B, U]` targets -> what the decoder reads: 0, then the targets; anew in every segment."""
   shifted = np.zeros_like(targets)
@@ -140,19 +131,20 @@ def shift_right(targets: np.ndarray, segment_ids: np.ndarray | None = None) -> n
   return shifted
 
 
-def convert(rows: Sequence[Row], lengths: Mapping[str, int], *, prompt_length: int = 0,
-            prompt_ids: Sequence[int] | None = None) -> Batch:
+def convert(rows: Sequence[Row], lengths: Mapping[str, int], *,
+            placement: Placement = PLAIN, prompt_ids: Sequence[int] | None = None) -> Batch:
   """One row of ids a batch row -> the arrays of the module docstring.
 
   Args:
     rows: B pairs of `inputs [n]` and `targets [m]` ids.
     lengths: T and U; longer rows are trimmed (`check_truncation` counts them beforehand).
+    placement: what stands around each input.
     prompt_ids: the prompt of each row, for a bank of prompts.
   """
-  inputs = _pad([row[0] for row in rows], lengths["inputs"])
+  inputs = [trim(row[0], lengths["inputs"]) for row in rows]
   targets = _pad([row[1] for row in rows], lengths["targets"])
   batch = {
-      "encoder_input_tokens": add_virtual_tokens(inputs, prompt_length),
+      "encoder_input_tokens": placement.rows(inputs, lengths["inputs"]),
       "decoder_target_tokens": targets,
       "decoder_input_tokens": shift_right(targets),
       "decoder_loss_weights": (targets != PAD_ID).astype(np.float32),

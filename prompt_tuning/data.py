@@ -4,7 +4,7 @@ seqio casts and tokenises; its rows are cached untrimmed (`token_cache.py`), ord
 (`batches.py`), then trimmed, padded and given virtual tokens (`converter.py`).
 
   data = TrainData(task, lengths={"inputs": 512, "targets": 64}, batch_size=32, seed=0,
-                   cache_dir=..., prompt_length=100)
+                   cache_dir=..., placement=Placement.front(100))
   data.at(step)             # a dict of numpy arrays, the same for the same seed and step
   data.steps_per_epoch, data.report
 """
@@ -30,6 +30,7 @@ from prompt_tuning.converter import (
   check_truncation,
 )
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.token_cache import FEATURES, FORMAT_VERSION, Ragged, TokenCache, write_cache
 
 CHUNK_ROWS = 2048
@@ -54,7 +55,7 @@ class TrainData(Batches):
 
   def __init__(self, task: seqio.Task | seqio.Mixture, *, lengths: Mapping[str, int],
                batch_size: int, seed: int, cache_dir: str | os.PathLike, split: str = "train",
-               prompt_length: int = 0, prompt_ids: Mapping[str, int] | None = None,
+               placement: Placement = PLAIN, prompt_ids: Mapping[str, int] | None = None,
                pack: bool = False, stochastic: bool | Collection[str] = False,
                use_cached: bool = False, fingerprint: str = "", vocab_size: int | None = None,
                max_truncated_inputs: float = 0.5, max_truncated_targets: float = 0.0,
@@ -65,7 +66,7 @@ class TrainData(Batches):
       lengths: T and U, real tokens (`TASK_FEATURE_LENGTHS`).
       batch_size: B, of all hosts together.
       cache_dir: where token caches are kept and found again.
-      prompt_length: P virtual tokens ahead of each input (or of each packed segment).
+      placement: what stands around each input (or each packed segment).
       prompt_ids: task name -> row of a bank of prompts; adds `prompt_ids [B]` to the batches.
       pack: several examples a row (`packing.py`).
       stochastic: tasks whose preprocessors draw random numbers, by name, or all (True): they are
@@ -115,7 +116,7 @@ class TrainData(Batches):
     self.caches = {source.name: source.cache(0) for source in sources}
     self.report = LengthReport.of(list(self.caches.values()), lengths)
     super().__init__(sources, lengths=lengths, batch_size=batch_size, seed=seed,
-                     prompt_length=prompt_length, pack=pack, host_index=host_index,
+                     placement=placement, pack=pack, host_index=host_index,
                      host_count=host_count)
 
 

@@ -4,6 +4,7 @@ It is the `train` command with the settings of `demo_flags()`, which it prints, 
 on the test split around it.
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -13,8 +14,6 @@ from rich.table import Table
 from prompt_tuning import config
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.inspection import nearest_words
-from prompt_tuning.prompted import PromptedT5
-from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import table
 from prompt_tuning.train import Outcome, TrainConfig, train
 from prompt_tuning.trees import Split
@@ -63,9 +62,8 @@ def show(console: Console, settings: TrainConfig, outcome: Outcome) -> None:
   test = EvalSettings(split="test")
   nothing = Split({})
   backbone = outcome.params["backbone"]
-  plain = Evaluator(PromptedT5(T5(settings.model.backbone)), settings.task,
-                    settings.model.vocabulary, test)
-  prompted = Evaluator(settings.model.module(), settings.task, settings.model.vocabulary, test)
+  plain = Evaluator(dataclasses.replace(settings.model, prompt=None), settings.task, test)
+  prompted = Evaluator(settings.model, settings.task, test)
   frozen = plain({}, {"backbone": backbone}, nothing)
   learned = prompted({}, outcome.params, nothing)
 
@@ -100,7 +98,7 @@ def _show_predictions(console: Console, result: Result) -> None:
 
 
 def _show_words(console: Console, settings: TrainConfig, backbone, outcome: Outcome) -> None:
-  table_of_prompt = settings.model.module().prompt.serving_table(outcome.params["prompt"])
+  table_of_prompt = outcome.params["prompt"]["embedding"]
   tokenizer = settings.model.tokenizer()
   rows = Table(title="nearest words of some prompt vectors (cosine)")
   rows.add_column("vector", justify="right")

@@ -68,8 +68,7 @@ def evaluate_run(config: EvalConfig) -> Report:
     raise UserError("OUTPUT_DIR is a file", found=output, wanted="a folder",
                     fix="give another --gin.OUTPUT_DIR")
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
-  evaluator = Evaluator(trained.config.module(), config.task, config.model.vocabulary,
-                        config.eval_settings)
+  evaluator = Evaluator(trained.config, config.task, config.eval_settings, trained.prompt_ids)
   result = evaluator({}, trained.load(config.seed), Split({}))
   majority = evaluator.majority() if evaluator.method == "rank" else None
   files = [] if output is None else _write(pathlib.Path(output), config, trained, result)

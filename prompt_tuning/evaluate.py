@@ -22,8 +22,7 @@ from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.prompted import PromptedT5
-from prompt_tuning.run_config import TaskConfig
+from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.token_cache import FEATURES, TokenCache
@@ -74,12 +73,14 @@ class Result:
 class Evaluator:
   """One task, one split, one model; call it with parameters."""
 
-  def __init__(self, model: PromptedT5, task: TaskConfig, vocabulary: str,
-               settings: EvalSettings):
-    self._model, self._settings = model, settings
-    self._tokenizer = vocabularies.load_light(vocabulary)
+  def __init__(self, model: ModelConfig, task: TaskConfig, settings: EvalSettings,
+               prompt_ids: Mapping[str, int] | None = None):
+    """Args: prompt_ids: task -> row of a bank of prompts."""
+    self._model, self._settings = model.module(), settings
+    self._placement = model.placement()
+    self._tokenizer = vocabularies.load_light(model.vocabulary)
     self._lengths = dict(task.feature_lengths)
-    setup = set_up(task, vocabulary)
+    setup = set_up(task, model.vocabulary)
     self._spec = setup.spec
     tasks = list(setup.parts.values())
     for each in tasks:
@@ -88,6 +89,7 @@ class Evaluator:
                         found=", ".join(each.splits) or "no split", wanted=settings.split,
                         fix="set EvalSettings.split to one of them")
     self._tasks = tasks
+    self._prompt_ids = [_prompt_id(each.name, prompt_ids) for each in tasks]
     self._caches = [
       self._cache(each, task, stochastic=each.name in setup.stochastic,
                   fingerprint=setup.fingerprint) for each in tasks]
@@ -160,10 +162,11 @@ class Evaluator:
 
   def _batches(self):
     """Batches of the rows within the limits; the last one of a task is filled up and masked."""
-    for cache, limit in zip(self._caches, self._limits(), strict=True):
+    for cache, limit, prompt_id in zip(self._caches, self._limits(), self._prompt_ids,
+                                       strict=True):
       left = limit
       for batch in eval_batches(cache, lengths=self._lengths, batch_size=self._settings.batch_size,
-                                prompt_length=self._model.num_virtual_tokens):
+                                placement=self._placement, prompt_id=prompt_id):
         if left <= 0:
           break
         batch["row_mask"] &= np.cumsum(batch["row_mask"]) <= left
@@ -188,7 +191,8 @@ class Evaluator:
   def _rank(self, call) -> Result:
     scores = []
     for batch in self._batches():
-      found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels)
+      found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels,
+                   batch.get("prompt_ids"))
       scores.append(np.asarray(found)[batch["row_mask"]])
     scores = np.concatenate(scores)
     rows = self._rows()
@@ -209,7 +213,7 @@ class Evaluator:
     predictions, losses = [], []
     for batch in self._batches():
       tokens = call(self._model, scoring.generate, batch["encoder_input_tokens"],
-                    max_length=self._lengths["targets"])
+                    prompt_ids=batch.get("prompt_ids"), max_length=self._lengths["targets"])
       kept = np.asarray(tokens)[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
       losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
@@ -248,11 +252,20 @@ class Evaluator:
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
-           "decoder_loss_weights")
-  arrays = {name: batch[name] for name in names}
+           "decoder_loss_weights", "prompt_ids")
+  arrays = {name: batch[name] for name in names if name in batch}
   arrays["decoder_loss_weights"] = (arrays["decoder_loss_weights"]
                                     * batch["row_mask"][:, None]).astype(np.float32)
   return arrays
+
+
+def _prompt_id(task: str, prompt_ids: Mapping[str, int] | None) -> int | None:
+  if prompt_ids is None:
+    return None
+  if task not in prompt_ids:
+    raise UserError("The bank has no prompt for this task", found=task,
+                    wanted="one of " + ", ".join(prompt_ids), fix=nearest(task, prompt_ids))
+  return prompt_ids[task]
 
 
 def _mean_loss(sums: Sequence[Any]) -> float:

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from prompt_tuning import scoring, trained_model
-from prompt_tuning.converter import add_virtual_tokens, check_feature_lengths, trim
+from prompt_tuning.converter import check_feature_lengths, trim
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.placement import Placement
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.scoring import Decoding
 from prompt_tuning.tasks import vocabularies
@@ -29,6 +30,7 @@ from prompt_tuning.trees import Split
 
 STANDARD = "-"
 FORMATS = ("text", "json")
+_NOTHING = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,7 @@ def infer(config: InferConfig) -> Counts:
   """
   lengths = check_feature_lengths(config.task.feature_lengths)
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
+  prompt_id = trained.prompt_id(config.task.name)
   tokenizer = trained.config.tokenizer()
   labels = None if config.labels is None else label_ids(config.labels, tokenizer)
   read = _from_task if config.input_file is None else _from_lines
@@ -127,9 +130,10 @@ def infer(config: InferConfig) -> Counts:
   long_inputs = _check_lengths(examples, lengths["inputs"], config)
   _check_output(config.output_file)
   params = trained.load(config.seed)
-  model = trained.config.module()
+  model, placement = trained.config.module(), trained.config.placement()
   with _output(config.output_file) as output:
-    for first, rows in _predict(config, model, params, examples, lengths, labels, tokenizer):
+    for first, rows in _predict(config, model, params, examples, lengths, labels, tokenizer,
+                                placement, prompt_id):
       for i, row in enumerate(rows, start=first):
         output.write(_line(config, examples, i, row) + "\n")
       output.flush()
@@ -215,26 +219,26 @@ def _check_lengths(examples: Examples, length: int, config: InferConfig) -> int:
 
 def _predict(config: InferConfig, model: Any, params: Any, examples: Examples,
              lengths: Mapping[str, int], labels: np.ndarray | None,
-             tokenizer: vocabularies.Tokenizer) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+             tokenizer: vocabularies.Tokenizer, placement: Placement,
+             prompt_id: int | None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
   """(number of the first row, predictions) of each batch."""
   size = min(config.batch_size, len(examples.ids))
   key = purpose_key(config.seed, "sampling")
+  prompt_ids = None if prompt_id is None else np.full(size, prompt_id, np.int32)
   for first in range(0, len(examples.ids), size):
     rows = examples.ids[first:first + size]
-    tokens = np.zeros((size, lengths["inputs"]), np.int32)
-    for out, ids in zip(tokens, rows, strict=False):
-      trimmed = trim(ids, lengths["inputs"])
-      out[:len(trimmed)] = trimmed
-    tokens = add_virtual_tokens(tokens, model.num_virtual_tokens)
+    # Rows without an input fill the last batch up.
+    inputs = [trim(ids, lengths["inputs"]) for ids in rows] + [_NOTHING] * (size - len(rows))
+    tokens = placement.rows(inputs, lengths["inputs"])
     if labels is None:
       made = scoring.call({}, params, Split({}), model, scoring.generate, tokens,
-                          jax.random.fold_in(key, first), max_length=lengths["targets"],
+                          jax.random.fold_in(key, first), prompt_ids, max_length=lengths["targets"],
                           how=config.decoding)
       yield first, [{"prediction": tokenizer.decode(ids)}
                     for ids in np.asarray(made)[:len(rows)].tolist()]
     else:
       scores = np.asarray(scoring.call({}, params, Split({}), model, scoring.label_scores, tokens,
-                                       labels))[:len(rows)]
+                                       labels, prompt_ids))[:len(rows)]
       yield first, [{"prediction": config.labels[int(row.argmax())],
                      "scores": dict(zip(config.labels, map(float, row), strict=True))}
                     for row in scores]

@@ -3,8 +3,8 @@
   frozen     backbone parameters that are not trained, in FROZEN_DTYPE
   trained    the prompt, and what TRAINABLE matches, in float32
   optimizer  the optimizer's state for what is trained
-  served     what one more task needs beside the shared backbone: the prompt's serving table and
-             the trained part of the backbone
+  served     what one more task needs beside the shared backbone: the prompt's served form and the
+             trained part of the backbone
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def measure(config: InfoConfig) -> dict[str, Any]:
     split.trained) else ()
   prompt = params.get("prompt", {})
   served = [] if not prompt else jax.tree.leaves(
-    jax.eval_shape(config.model.prompt.serving_table, prompt))
+    jax.eval_shape(config.model.prompt.fold, prompt))
   served += jax.tree.leaves(trainable.get("backbone", {}))
   modules = [{"module": name, "parameters": trees.count(tree), "bytes": trees.num_bytes(tree),
               "trained": trees.count(_below(trainable, name))}

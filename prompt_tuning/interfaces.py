@@ -12,7 +12,7 @@ A token id says what a position holds: `> 0` a real token, `0` padding, `-1-p` r
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -38,9 +38,13 @@ def is_token(tokens: Array) -> Array:
 
 
 class ProjectionHook(Protocol):
-  """What a method does to one projection: `(x [..., in], y [..., out]) -> y [..., out]`."""
+  """What a method does to one projection: `(x [..., in], project) -> y [..., out]`.
 
-  def __call__(self, x: Array, y: Array) -> Array: ...
+  `project` is the projection itself, `[..., in] -> [..., out]`; a hook may change what goes in and
+  what comes out.
+  """
+
+  def __call__(self, x: Array, project: Callable[[Array], Array]) -> Array: ...
 
 
 class BlockHook(Protocol):
@@ -50,6 +54,17 @@ class BlockHook(Protocol):
   """
 
   def __call__(self, x: Array, tokens: Array | None) -> Array: ...
+
+
+class OutputHook(Protocol):
+  """What a method does to the output layer: `(x, tokens, positions, project) -> logits [B, U, V]`.
+
+  `x [B, U, D]` is the decoder's output, `tokens [B, U]` the decoder's input ids, `positions [U]`
+  where they stand, `project` the output layer itself, `[B, U, D] -> [B, U, V]` float32.
+  """
+
+  def __call__(self, x: Array, tokens: Array, positions: Array,
+               project: Callable[[Array], Array]) -> Array: ...
 
 
 @struct.dataclass
@@ -93,11 +108,13 @@ class PromptValues:
     embeds: `[P, D]`, or `[B, P, D]` where rows differ; row p stands wherever the encoder's input
       holds id `-1-p`. None: no virtual tokens.
     encoder, decoder: per-layer values.
+    output: an `OutputHook`.
   """
 
   embeds: Array | None = None
   encoder: StackValues = struct.field(default_factory=StackValues)
   decoder: StackValues = struct.field(default_factory=StackValues)
+  output: Any = None
 
 
 @struct.dataclass
@@ -107,10 +124,13 @@ class PromptContext:
   Attributes:
     prompt_ids: `[B]` int32, which prompt of a bank each row uses; None: the only one.
     tokens: `[B, S]` the encoder's input ids.
+    embedded: `[B, S, D]` the frozen embeddings of `tokens` (of no meaning at virtual tokens and
+      padding), for methods that look at the input.
   """
 
   prompt_ids: Array | None = None
   tokens: Array | None = None
+  embedded: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

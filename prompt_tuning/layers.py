@@ -141,9 +141,11 @@ class Dense(nn.Module):
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes),
                         (x.shape[-1], self.features), jnp.dtype(self.config.param_dtype))
     dtype = jnp.dtype(self.config.dtype)
-    x = x.astype(dtype)
-    y = matmul(x, kernel.astype(dtype))
-    return y if hook is None else hook(x, y).astype(dtype)
+
+    def project(x: Array) -> Array:
+      return matmul(x.astype(dtype), kernel.astype(dtype))
+
+    return project(x) if hook is None else hook(x.astype(dtype), project).astype(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -229,8 +231,11 @@ class Attention(nn.Module):
     Heads first, once and here: every product of attention would turn its factors otherwise, when
     decoding at every token.
     """
-    return (self._heads(self.key(x, hooks.get("key"))),
-            self._heads(self.value(x, hooks.get("value"))))
+    keys = self._heads(self.key(x, hooks.get("key")))
+    values = self._heads(self.value(x, hooks.get("value")))
+    # Kept only where a caller asks for the collection (`prompted.activations`).
+    self.sow("intermediates", "keys_values", (keys, values), reduce_fn=lambda _, new: new)
+    return keys, values
 
   def __call__(self, x: Array, keys: Array, values: Array, mask: Array, bias: Array | None,
                hooks: Mapping[str, Any], extra: KeyValues | None = None,

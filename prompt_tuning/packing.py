@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prompt_tuning.converter import Batch, Row, shift_right, trim, virtual_ids
+from prompt_tuning.converter import Batch, Row, shift_right, trim
 from prompt_tuning.interfaces import PAD_ID
+from prompt_tuning.placement import PLAIN, Placement
 
 OPEN_ROWS = 16
 
@@ -39,14 +40,14 @@ class Packing:
 
 
 def pack(input_lengths: np.ndarray, target_lengths: np.ndarray, lengths: Mapping[str, int], *,
-         prompt_length: int = 0) -> Packing:
+         placement: Placement = PLAIN) -> Packing:
   """First fit of examples, in order, into rows of P + T input and U target places.
 
   Args:
     input_lengths, target_lengths: `[M]` ids of each example; longer ones count as trimmed.
   """
-  width, targets = prompt_length + lengths["inputs"], lengths["targets"]
-  needed = zip((prompt_length + np.minimum(input_lengths, lengths["inputs"])).tolist(),
+  width, targets = placement.size + lengths["inputs"], lengths["targets"]
+  needed = zip((placement.size + np.minimum(input_lengths, lengths["inputs"])).tolist(),
                np.minimum(target_lengths, targets).tolist(), strict=True)
   row_of = np.empty(len(input_lengths), np.int64)
   open_rows: list[list[int]] = []
@@ -69,14 +70,14 @@ def pack(input_lengths: np.ndarray, target_lengths: np.ndarray, lengths: Mapping
 
 
 def convert_packed(rows: Sequence[Sequence[Row]], lengths: Mapping[str, int], *,
-                   prompt_length: int = 0) -> Batch:
+                   placement: Placement = PLAIN) -> Batch:
   """Packed rows -> the arrays of the module docstring.
 
   Args:
     rows: B rows, each the `(inputs, targets)` ids of its segments.
   """
-  width = prompt_length + lengths["inputs"]
-  inputs = [[add_segment_prompt(trim(row[0], lengths["inputs"]), prompt_length) for row in segments]
+  width = placement.size + lengths["inputs"]
+  inputs = [[placement.around(trim(row[0], lengths["inputs"])) for row in segments]
             for segments in rows]
   targets = [[trim(row[1], lengths["targets"]) for row in segments] for segments in rows]
   encoder_tokens, encoder_segments, encoder_positions = _lay_out(inputs, width)
@@ -91,11 +92,6 @@ def convert_packed(rows: Sequence[Sequence[Row]], lengths: Mapping[str, int], *,
       "decoder_segment_ids": decoder_segments,
       "decoder_positions": decoder_positions,
   }
-
-
-def add_segment_prompt(ids: np.ndarray, prompt_length: int) -> np.ndarray:
-  """`[n]` ids of one segment -> `[P + n]`: ids -1, -2, ..., -P ahead of them."""
-  return np.concatenate([virtual_ids(prompt_length), ids]) if prompt_length else ids
 
 
 def _lay_out(rows: Sequence[Sequence[np.ndarray]], width: int) -> tuple[np.ndarray, ...]:

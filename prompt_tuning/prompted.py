@@ -7,6 +7,7 @@ Lester et al. 2021 (arXiv 2104.08691), section 2: the prompt is concatenated ahe
 input and the whole passes through the encoder, so positions are plainly 0 ... P+T-1.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from flax import linen as nn
 from jax import Array
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
+from prompt_tuning.interfaces import KeyValues, PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import Sources
 from prompt_tuning.t5 import T5, DecoderCache
 
@@ -25,8 +26,7 @@ class PromptedT5(nn.Module):
 
   Attributes:
     backbone: the T5.
-    prompt: a module `(PromptContext, enable_dropout) -> PromptValues` with a static
-      `num_virtual_tokens`; None is the plain model.
+    prompt: a `prompts.method.PromptMethod`; None is the plain model.
     prompt_in_front: virtual tokens are the first P ids of every row, which is compiled as a
       concatenation. False: they may stand anywhere.
   """
@@ -43,7 +43,9 @@ class PromptedT5(nn.Module):
                     enable_dropout: bool = False) -> PromptValues:
     if self.prompt is None:
       return PromptValues()
-    return self.prompt(PromptContext(prompt_ids=prompt_ids, tokens=tokens), enable_dropout)
+    embedded = self.backbone.embed(tokens) if self.prompt.reads_input else None
+    return self.prompt(PromptContext(prompt_ids=prompt_ids, tokens=tokens, embedded=embedded),
+                       enable_dropout)
 
   def encode(self, encoder_input_tokens: Array, encoder_segment_ids: Array | None = None,
              enable_dropout: bool = False, prompt_ids: Array | None = None) -> Array:
@@ -79,7 +81,7 @@ class PromptedT5(nn.Module):
     x = self.backbone.embed(decoder_input_tokens)
     x = self.backbone.decoder(x, encoded, encoder_input_tokens, values.decoder,
                               encoder_segment_ids, decoder_segment_ids, enable_dropout)
-    return self.backbone.logits(x)
+    return self._logits(values, x, decoder_input_tokens, jnp.arange(x.shape[1]))
 
   def __call__(self, encoder_input_tokens: Array, decoder_input_tokens: Array,
                decoder_target_tokens: Array | None = None,
@@ -106,8 +108,14 @@ class PromptedT5(nn.Module):
                   prompt_ids: Array | None = None) -> tuple[Array, DecoderCache]:
     """`[B, 1]` ids at position `cache.index` -> logits `[B, V]` of the next, and the cache."""
     values = self.prompt_values(encoder_input_tokens, prompt_ids)
+    position = cache.index[None]
     x, cache = self.backbone.decoder.step(self.backbone.embed(tokens), values.decoder, cache)
-    return self.backbone.logits(x)[:, 0], cache
+    return self._logits(values, x, tokens, position)[:, 0], cache
+
+  def _logits(self, values: PromptValues, x: Array, tokens: Array, positions: Array) -> Array:
+    if values.output is None:
+      return self.backbone.logits(x)
+    return values.output(x, tokens, positions, self.backbone.logits)
 
   def _embed(self, tokens: Array, embeds: Array | None) -> Array:
     if embeds is None:
@@ -176,7 +184,9 @@ def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
   if model.prompt is None:
     return {}
   # The prompt alone: a backbone made only to be dropped would not fit beside the real one.
-  context = PromptContext(tokens=jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32))
+  tokens = jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32)
+  embedded = jnp.zeros((*tokens.shape, model.prompt.config.emb_dim))
+  context = PromptContext(tokens=tokens, embedded=embedded if model.prompt.reads_input else None)
   params = nn.meta.unbox(model.prompt.init({"params": key}, context, False))["params"]
   if sources.embedding.shape[1] != model.prompt.config.emb_dim:
     raise UserError("The prompt and the backbone differ in width",
@@ -189,6 +199,32 @@ def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
 def _init_boxed(model: PromptedT5, key: Array) -> dict:
   tokens = jnp.ones((1, model.num_virtual_tokens + 1), jnp.int32)
   return model.init({"params": key}, tokens, tokens[:, :1], enable_dropout=False)["params"]
+
+
+def activations(backbone: Mapping[str, Any], config: T5Config,
+                ids: Sequence[int]) -> dict[str, KeyValues]:
+  """The keys and values that words leave in each attention of a frozen T5.
+
+  Args:
+    ids: P tokens, which the encoder and the decoder read.
+
+  Returns:
+    `encoder`, `decoder` (its self-attention) and `cross`: `[L, 1, P, H, K]`.
+  """
+  tokens = jnp.asarray(ids, jnp.int32)[None]
+  _, found = PromptedT5(T5(config)).apply(
+    {"params": {"backbone": backbone}}, tokens, tokens, enable_dropout=False,
+    mutable="intermediates")
+
+  def of(stack: str, attention: str) -> KeyValues:
+    layers = found["intermediates"]["backbone"][stack]
+    pairs = layers["layers"][attention]["keys_values"] if config.scan_layers else jax.tree.map(
+      lambda *x: jnp.stack(x), *(layers[f"layers_{i}"][attention]["keys_values"]
+                                 for i in range(len(layers))))
+    return KeyValues(*(x.swapaxes(2, 3) for x in pairs))
+
+  return {"encoder": of("encoder", "attention"), "decoder": of("decoder", "self_attention"),
+          "cross": of("decoder", "encoder_decoder_attention")}
 
 
 def virtual_tokens(num: int) -> Array:

@@ -5,20 +5,28 @@ weights come from; `TaskConfig` says the data and its lengths.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import trees
-from prompt_tuning.checkpoints import loading
+from prompt_tuning import placement, trees
+from prompt_tuning.checkpoints import loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import DTYPES, T5Config
-from prompt_tuning.prompted import PromptedT5, abstract_params, init_backbone, init_prompt
+from prompt_tuning.placement import Placement
+from prompt_tuning.prompted import (
+  PromptedT5,
+  abstract_params,
+  activations,
+  init_backbone,
+  init_prompt,
+)
 from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
 from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
@@ -39,6 +47,8 @@ class ModelConfig:
       checkpoint in any format of docs/checkpoints.md, or `random`.
     frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
     prompt_in_front: virtual tokens are the first ids of every row.
+    template: PROMPT_TEMPLATE, where else they stand, with anchor words (`placement.py`); None: in
+      front.
   """
 
   backbone: T5Config
@@ -47,6 +57,7 @@ class ModelConfig:
   initial_checkpoint_path: str
   frozen_dtype: str = "float32"
   prompt_in_front: bool = True
+  template: str | None = None
 
   def __post_init__(self):
     if self.frozen_dtype not in DTYPES:
@@ -58,7 +69,34 @@ class ModelConfig:
                       wanted=f"D = {self.backbone.emb_dim}", fix="use one models/*.gin file")
 
   def module(self) -> PromptedT5:
-    return PromptedT5(T5(self.backbone), self.prompt, prompt_in_front=self.prompt_in_front)
+    in_front = self.prompt_in_front and (self.template is None or self.placement().is_in_front)
+    return PromptedT5(T5(self.backbone), self.prompt, prompt_in_front=in_front)
+
+  def placement(self) -> Placement:
+    """What stands around every input.
+
+    Raises:
+      UserError: the template is none, or its groups do not add up to the prompt.
+    """
+    length = 0 if self.prompt is None else self.prompt.num_virtual_tokens
+    if self.template is None:
+      return Placement.front(length)
+    return placement.parse(self.template, length, self.tokenizer().encode)
+
+  def prompt_ids(self, tasks: Sequence[str]) -> dict[str, int] | None:
+    """Which prompt of a bank each task uses, in the order of the mixture; None without a bank.
+
+    Raises:
+      UserError: there are more tasks than prompts.
+    """
+    prompts = 1 if self.prompt is None else self.prompt.num_prompts
+    if prompts == 1:
+      return None
+    if len(tasks) != prompts:
+      raise UserError("A bank has a prompt for every task", found=f"{prompts} prompts, "
+                      f"{len(tasks)} tasks: {', '.join(tasks)}", wanted="as many prompts as tasks",
+                      fix=f"--gin.NUM_PROMPTS={len(tasks)}")
+    return {name: i for i, name in enumerate(tasks)}
 
   def tokenizer(self) -> vocabularies.Tokenizer:
     """The vocabulary, checked against the size of the embedding table."""
@@ -73,6 +111,7 @@ class ModelConfig:
   def check(self) -> Reader | None:
     """Opens the weights, and checks all that can be known without reading them."""
     tokenizer = self.tokenizer()
+    self.placement()
     if self.initial_checkpoint_path == RANDOM:
       return None
     reader = loading.check(self.initial_checkpoint_path, self.backbone,
@@ -113,17 +152,36 @@ class ModelConfig:
   def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The prompt's parameters where training starts, or {} without a prompt."""
     tokenizer = self.tokenizer()
+    output = backbone["decoder"].get("logits_dense", {}).get("kernel")
     sources = Sources(embedding=backbone["token_embedder"]["embedding"], encode=tokenizer.encode,
-                      num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS)
+                      num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,
+                      output=None if output is None else output.T,
+                      activations=functools.partial(activations, backbone, self.backbone))
     return init_prompt(purpose_key(seed, "prompt"), self.module(), sources)
 
+  def takes_table(self) -> bool:
+    """Whether the served prompt is a table of vectors, and nothing else."""
+    return self._served_leaves().keys() == {"embedding"}
+
   def load_prompt(self, path: str) -> dict[str, Any]:
-    """A trained prompt from `PROMPT_FILE`."""
+    """The parameters of the served prompt from `PROMPT_FILE`."""
     if self.prompt is None:
       raise UserError("PROMPT_FILE is given, but the model has no prompt", found=path,
                       wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
-    return {"embedding": jnp.asarray(
-      read_prompt(path, self.prompt.length, self.backbone.emb_dim))}
+    if self.takes_table():
+      served = self.prompt.served()
+      return {"embedding": jnp.asarray(read_prompt(path, served.length, self.backbone.emb_dim,
+                                                   served.num_prompts))}
+    if not method_files.is_one(path):
+      raise UserError("This method is more than a table of vectors", found=path,
+                      wanted=f"{method_files.NAME} of a run, for {type(self.prompt).__name__}",
+                      fix="give that file, or use prompts/soft.gin")
+    leaves = method_files.read(path, self._served_leaves())
+    return trees.unflatten({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
+
+  def _served_leaves(self) -> dict[str, tuple[int, ...]]:
+    prompt = abstract_params(PromptedT5(T5(self.backbone), self.prompt.served()))["prompt"]
+    return {name: leaf.shape for name, leaf in trees.flatten(prompt).items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@
   settings.json  the settings that a resume must repeat
   loss.png       curves        events.out.*  the same for TensorBoard
   prompt.npy     the best prompt [P, D]          checkpoints/  trained part and optimizer
+                 (prompt.safetensors of a method that is more than that)
 """
 
 import csv
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning.checkpoints import method_files
 from prompt_tuning.disk import report_full, write_text
 from prompt_tuning.errors import UserError
 
@@ -108,10 +110,19 @@ class RunDir:
     with self._saving("summary.json"):
       self._write_json("summary.json", summary)
 
-  def write_prompt(self, table: Any) -> None:
+  def write_prompt(self, leaves: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes what serves: `prompt.npy` of a plain prompt, else `prompt.safetensors`.
+
+    Args:
+      leaves: of the method's served form, flat.
+    """
+    if leaves.keys() != {"embedding"}:
+      with self._saving(method_files.NAME):
+        method_files.write(self.path / method_files.NAME, leaves, metadata)
+      return
     partial = self.path / "prompt.partial.npy"
     with self._saving("prompt.npy"):
-      np.save(partial, np.asarray(table, np.float32))
+      np.save(partial, np.asarray(leaves["embedding"], np.float32))
       os.replace(partial, self.path / "prompt.npy")
 
   def forget_after(self, step: int, evaluated: int) -> None:

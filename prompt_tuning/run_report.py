@@ -53,8 +53,8 @@ def ended(config: TrainConfig, outcome: Outcome) -> None:
     console.print(metrics_table(
       f"best evaluation, step {outcome.summary['best_step']}", best))
   folder = pathlib.Path(config.model_dir)
-  names = [name for name in ("prompt.npy", "backbone", "metrics.csv", "loss.png", "summary.json",
-                             "config.gin") if (folder / name).exists()]
+  names = [name for name in ("prompt.npy", "prompt.safetensors", "backbone", "metrics.csv",
+                             "loss.png", "summary.json", "config.gin") if (folder / name).exists()]
   print(f"The run is in {folder}: {', '.join(names)}")
   print(f"Evaluate:  prompt-tuning eval --gin.MODEL_DIR={folder}")
   print(f"Predict:   prompt-tuning infer --gin.MODEL_DIR={folder} --gin.INPUT_FILE=lines.txt")

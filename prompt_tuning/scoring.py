@@ -84,16 +84,23 @@ def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: t
   return jax.jit(run)
 
 
-def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array) -> Array:
-  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`."""
+def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
+                 prompt_ids: Array | None = None) -> Array:
+  """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`.
+
+  Args:
+    prompt_ids: `[B]`, of a bank of prompts.
+  """
   rows, classes = tokens.shape[0], labels.shape[0]
-  encoded = model.apply({"params": params}, tokens, method="encode")
+  encoded = model.apply({"params": params}, tokens, prompt_ids=prompt_ids, method="encode")
   # Row-major: the C labels of an input stand together.
   encoded = jnp.repeat(encoded, classes, axis=0)
   targets = jnp.tile(labels, (rows, 1))
   shifted = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  if prompt_ids is not None:
+    prompt_ids = jnp.repeat(prompt_ids, classes)
   logits = model.apply({"params": params}, encoded, jnp.repeat(tokens, classes, axis=0), shifted,
-                       enable_dropout=False, method="decode")
+                       enable_dropout=False, prompt_ids=prompt_ids, method="decode")
   scores = sequence_log_likelihood(logits, targets, (targets != 0).astype(jnp.float32))
   return scores.reshape(rows, classes)
 
@@ -101,24 +108,33 @@ def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array) -
 def token_losses(model: PromptedT5, params: Any, batch: Mapping[str, Array]) -> Array:
   """`[2]`: summed cross-entropy of the target tokens, and their number."""
   logits = model.apply({"params": params}, batch["encoder_input_tokens"],
-                       batch["decoder_input_tokens"], enable_dropout=False)
+                       batch["decoder_input_tokens"], enable_dropout=False,
+                       prompt_ids=batch.get("prompt_ids"))
   loss = cross_entropy(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"],
                        z_loss=0.0)
   return jnp.stack([loss.total, loss.weight_sum])
 
 
-def generate(model: PromptedT5, params: Any, tokens: Array, key: Array | None = None, *,
-             max_length: int, how: Decoding = Decoding()) -> Array:
-  """`[B, S]` inputs -> `[B, max_length]` generated ids; `key` is for sampling alone."""
+def generate(model: PromptedT5, params: Any, tokens: Array, key: Array | None = None,
+             prompt_ids: Array | None = None, *, max_length: int,
+             how: Decoding = Decoding()) -> Array:
+  """`[B, S]` inputs -> `[B, max_length]` generated ids.
+
+  Args:
+    key: for sampling alone.
+    prompt_ids: `[B]`, of a bank of prompts.
+  """
   apply = functools.partial(model.apply, {"params": params})
-  cache = apply(tokens, max_length, method="start_decoding")
+  cache = apply(tokens, max_length, prompt_ids, method="start_decoding")
   beams = how.num_beams if how.strategy == "beam" else 1
   if beams > 1:
     cache = _reorder_all(cache, jnp.repeat(jnp.arange(tokens.shape[0]), beams))
   encoder_tokens = jnp.repeat(tokens, beams, axis=0)
+  if prompt_ids is not None:
+    prompt_ids = jnp.repeat(prompt_ids, beams)
 
   def next_logits(last: Array, state: DecoderCache) -> tuple[Array, DecoderCache]:
-    return apply(last, state, encoder_tokens, method="decode_step")
+    return apply(last, state, encoder_tokens, prompt_ids, method="decode_step")
 
   size = {"batch_size": tokens.shape[0], "max_length": max_length}
   if how.strategy == "sample":

@@ -268,7 +268,7 @@ class T5(nn.Module):
 def _scanned(layer: type[nn.Module], config: T5Config, length: int, in_axes: tuple,
              static: tuple[int, ...]) -> nn.Module:
   return nn.scan(
-    _remat(layer, config, static), variable_axes={"params": 0},
+    _remat(layer, config, static), variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True, "dropout": True}, in_axes=in_axes, length=length,
     metadata_params={nn.PARTITION_NAME: "layers"})(config)
 

@@ -152,7 +152,7 @@ class Trainer:
     self.dir.check(describe(config))
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
-      self.module, config.task, config.model.vocabulary, config.eval_settings)
+      config.model, config.task, config.eval_settings, self.prompt_ids)
     self.dir.claim(describe(config), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
@@ -227,10 +227,11 @@ class Trainer:
     config = self.config
     setup = set_up(config.task, config.model.vocabulary)
     self.corpus = setup.fingerprint
+    self.prompt_ids = config.model.prompt_ids(list(setup.parts))
     return TrainData(
       setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
       seed=config.seed, cache_dir=config.task.folder(),
-      prompt_length=self.module.num_virtual_tokens,
+      placement=config.model.placement(), prompt_ids=self.prompt_ids,
       pack=config.task.pack, stochastic=setup.stochastic, use_cached=config.task.use_cached,
       fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
       max_truncated_inputs=config.task.max_truncated_inputs,
@@ -271,7 +272,7 @@ class Trainer:
     nothing = {"parameters": 0, "bytes": 0}
     prompt = trainable.get("prompt", {})
     return {
-      "task": config.task.name, "corpus": self.corpus,
+      "task": config.task.name, "corpus": self.corpus, "prompt_ids": self.prompt_ids,
       "restored": nothing if random else size, "initialised": {
         "backbone": size if random else nothing,
         "prompt": {"parameters": trees.count(prompt), "bytes": trees.num_bytes(prompt)}},
@@ -333,7 +334,7 @@ class Trainer:
 
   def _tokens_per_step(self) -> int:
     lengths = self.config.task.feature_lengths
-    positions = lengths["inputs"] + lengths["targets"] + self.module.num_virtual_tokens
+    positions = lengths["inputs"] + lengths["targets"] + self.config.model.placement().size
     return self.config.batch_size * positions
 
   def _evaluate(self, state: TrainState, frozen: Any, step: int, progress: Progress,
@@ -351,7 +352,10 @@ class Trainer:
 
   def _write_best(self, state: TrainState) -> None:
     if "prompt" in state.trainable:
-      self.dir.write_prompt(self.module.prompt.serving_table(state.trainable["prompt"]))
+      prompt = self.module.prompt
+      self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(state.trainable["prompt"]))),
+                            {"method": type(prompt.served()).__name__,
+                             "task": self.config.task.name, "prompt_ids": self.prompt_ids})
 
   def _keep_best(self, state: TrainState) -> None:
     if self.counters["best_step"] == int(state.step):

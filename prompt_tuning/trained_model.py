@@ -1,19 +1,21 @@
 """The parameters that `eval` and `infer` use: the backbone, and what a run trained.
 
-A run's MODEL_DIR holds `prompt.npy`, or `backbone/` where it trained the backbone, or both. A
-PROMPT_FILE stands for itself and comes before the run's. The file says how many virtual tokens the
-prompt has, so PROMPT_LENGTH is not needed.
+A run's MODEL_DIR holds `prompt.npy` (or `prompt.safetensors`, of a method that is more than a
+table), or `backbone/` where it trained the backbone, or both. A PROMPT_FILE stands for itself and
+comes before the run's. A table says how many virtual tokens it has, so PROMPT_LENGTH is not needed.
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from prompt_tuning.checkpoints import backbone as backbone_files
-from prompt_tuning.checkpoints import prompt_files, prompt_origin
-from prompt_tuning.errors import UserError
+from prompt_tuning.checkpoints import method_files, prompt_files, prompt_origin
+from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.prompts.initializers import check_prompt
+from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.run_config import ModelConfig
 
 
@@ -24,10 +26,27 @@ class TrainedModel:
   Attributes:
     config: the model, as what was trained needs it.
     prompt_file: what fills its prompt, or None.
+    prompt_ids: task -> row of a bank of prompts, as the run numbered them; None: no bank.
   """
 
   config: ModelConfig
   prompt_file: str | None
+  prompt_ids: Mapping[str, int] | None = None
+
+  def prompt_id(self, task: str | None) -> int | None:
+    """The row of the bank for a task; None without a bank.
+
+    Raises:
+      UserError: the bank has no prompt for it.
+    """
+    if self.config.prompt is None or self.config.prompt.num_prompts == 1:
+      return None
+    known = self.prompt_ids or {}
+    if task is None or task not in known:
+      raise UserError("The bank has no prompt for this task", found=str(task),
+                      wanted="one of " + (", ".join(known) or "the tasks of the run in MODEL_DIR"),
+                      fix=nearest(str(task), known) if known else "give --gin.MODEL_DIR")
+    return known[task]
 
   def load(self, seed: int) -> dict[str, Any]:
     """`{"backbone": ..., "prompt": ...}`; `seed` is of a backbone with random weights."""
@@ -51,15 +70,15 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
   if model_dir is not None:
     folder = _run(model_dir)
     has_backbone = (folder / "backbone" / backbone_files.METADATA).is_file()
-    has_prompt = (folder / "prompt.npy").is_file()
-    if not (has_backbone or has_prompt or prompt_file):
+    saved = next((str(folder / name) for name in ("prompt.npy", method_files.NAME)
+                  if (folder / name).is_file()), None)
+    if not (has_backbone or saved or prompt_file):
       raise UserError("The run in MODEL_DIR has saved nothing to evaluate", found=str(folder),
-                      wanted="prompt.npy or backbone/ in it",
+                      wanted="prompt.npy, prompt.safetensors or backbone/ in it",
                       fix="repeat its `prompt-tuning train` command; it resumes")
     if has_backbone:
       config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
-    if has_prompt and prompt_file is None:
-      prompt_file = str(folder / "prompt.npy")
+    prompt_file = prompt_file or saved
   if config.prompt is None and prompt_file is not None:
     raise UserError("There is a prompt, but the model takes none", found=prompt_file,
                     wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
@@ -69,20 +88,35 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                     fix="give --gin.PROMPT_FILE=.../prompt.npy, or use prompts/none.gin for the "
                     "plain model")
   if prompt_file is not None:
-    prompt = prompt_files.read(prompt_file)
-    length = len(check_prompt(prompt, None, config.backbone.emb_dim))
-    prompt_origin.check_vocabulary(prompt, config.vocabulary)
-    config = dataclasses.replace(config, prompt=config.prompt.clone(length=length))
+    config = dataclasses.replace(config, prompt=_fitted(config, prompt_file))
   config.check()
-  return TrainedModel(config, prompt_file)
+  ids = None if model_dir is None or config.prompt is None or config.prompt.num_prompts == 1 else (
+    _summary(model_dir).get("prompt_ids"))
+  return TrainedModel(config, prompt_file, ids)
+
+
+def _fitted(config: ModelConfig, path: str) -> PromptMethod:
+  """The served form of the method, as long as the prompt in the file."""
+  served = config.prompt.served()
+  if not config.takes_table():
+    config.load_prompt(path)
+    return served
+  prompt = prompt_files.read(path)
+  table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
+  prompt_origin.check_vocabulary(prompt, config.vocabulary)
+  return served.clone(length=table.shape[-2])
 
 
 def trained_step(model_dir: str) -> int:
   """The step of the run's best parameters, as its summary says; 0 where it does not."""
-  summary = _run(model_dir) / "summary.json"
-  found = json.loads(summary.read_text()) if summary.is_file() else {}
+  found = _summary(model_dir)
   steps = (found.get("best_step"), found.get("steps"))
   return next((step for step in steps if step is not None), 0)
+
+
+def _summary(model_dir: str) -> dict[str, Any]:
+  summary = _run(model_dir) / "summary.json"
+  return json.loads(summary.read_text()) if summary.is_file() else {}
 
 
 def _run(model_dir: str) -> pathlib.Path:

@@ -4,6 +4,8 @@ Each is what a file in prompts/ would be: a Flax module that returns `PromptValu
 under `prompt/`, and nothing about it in the backbone.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,24 +18,21 @@ from prompt_tuning.interfaces import (
   PromptContext,
   PromptValues,
   StackValues,
-  T5Config,
 )
 from prompt_tuning.prompts.initializers import Sources
+from prompt_tuning.prompts.method import PromptMethod
 
 
-class DummyPrompt(nn.Module):
+class DummyPrompt(PromptMethod):
   """What the three have in common; no virtual tokens.
 
   Attributes:
-    config: the backbone's architecture.
     length: P.
     num_prompts: N of a bank.
   """
 
-  config: T5Config
   length: int = 3
   num_prompts: int = 1
-  num_virtual_tokens = 0
 
   def leaf(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> Array:
     init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
@@ -75,8 +74,8 @@ class AddProduct:
   a: Array
   b: Array
 
-  def __call__(self, x: Array, y: Array) -> Array:
-    return y + jnp.dot(jnp.dot(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
+  def __call__(self, x: Array, project: Callable[[Array], Array]) -> Array:
+    return project(x) + jnp.dot(jnp.dot(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
 
 
 class LowRankPrompt(DummyPrompt):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning import converter
 from prompt_tuning.errors import UserError
+from prompt_tuning.placement import Placement
 from prompt_tuning.token_cache import Ragged, write_cache
 
 LENGTHS = {"inputs": 4, "targets": 3}
@@ -27,7 +28,7 @@ def array(*ids):
 def test_a_batch_by_hand():
   batch = converter.convert(
       [(array(5, 6, 1), array(8, 1)), (array(2, 3, 4, 5, 6, 1), array(9, 9, 9))], LENGTHS,
-      prompt_length=2, prompt_ids=[3, 0])
+      placement=Placement.front(2), prompt_ids=[3, 0])
   expected = {
       "encoder_input_tokens": [[-1, -2, 5, 6, 1, 0], [-1, -2, 2, 3, 4, 1]],
       "decoder_target_tokens": [[8, 1, 0], [9, 9, 9]],
@@ -38,14 +39,6 @@ def test_a_batch_by_hand():
   assert {name: value.tolist() for name, value in batch.items()} == expected
   assert batch["decoder_loss_weights"].dtype == np.float32
   assert all(batch[name].dtype == np.int32 for name in expected if "weights" not in name)
-
-
-@given(rows=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=4),
-       prompt_length=st.integers(0, 5))
-def test_virtual_tokens_count_down_ahead_and_can_be_stripped(rows, prompt_length):
-  got = converter.add_virtual_tokens(np.array(rows, np.int32), prompt_length).tolist()
-  assert got == [[-1 - p for p in range(prompt_length)] + row for row in rows]
-  assert [[token for token in row if token >= 0] for row in got] == rows
 
 
 @given(ids=st.lists(st.integers(1, 9), max_size=9), length=st.integers(1, 9))

@@ -12,6 +12,7 @@ from prompt_tuning import data
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.data import TrainData, cache_task
 from prompt_tuning.errors import UserError
+from prompt_tuning.placement import Placement
 from prompt_tuning.prefetch import Prefetcher
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -209,7 +210,7 @@ def test_mistakes_in_a_mixture(make, mixture, rates, kwargs, message):
 
 
 def test_packed_batches_hold_every_example_of_each_epoch_once(make):
-  kwargs = {"pack": True, "prompt_length": 2, "lengths": {"inputs": 30, "targets": 20}}
+  kwargs = {"pack": True, "placement": Placement.front(2), "lengths": {"inputs": 30, "targets": 20}}
   train = make(task_of(30), **kwargs)
   found = []
   for step in range(12):
@@ -230,7 +231,7 @@ def test_packed_batches_hold_every_example_of_each_epoch_once(make):
 
 def test_eval_batches_keep_the_order_and_fill_up_the_last_batch(tmp_path):
   cache = cache_task(task_of(7), "validation", cache_dir=tmp_path)
-  batches = list(eval_batches(cache, lengths=LENGTHS, batch_size=4, prompt_length=3))
+  batches = list(eval_batches(cache, lengths=LENGTHS, batch_size=4, placement=Placement.front(3)))
   assert [batch["row_mask"].tolist() for batch in batches] == [
       [True] * 4, [True, True, True, False]]
   joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -239,7 +240,7 @@ def test_eval_batches_keep_the_order_and_fill_up_the_last_batch(tmp_path):
   assert joined["encoder_input_tokens"].shape == (8, 15)
   assert not joined["decoder_loss_weights"][7].any()
   assert (joined["decoder_loss_weights"][:7].sum(1) == len("no 0") + 1).all()
-  hosts = [list(eval_batches(cache, lengths=LENGTHS, batch_size=4, prompt_length=3,
+  hosts = [list(eval_batches(cache, lengths=LENGTHS, batch_size=4, placement=Placement.front(3),
                              host_index=host, host_count=2)) for host in range(2)]
   for step, batch in enumerate(batches):
     assert_equal({name: np.concatenate([host[step][name] for host in hosts]) for name in batch},

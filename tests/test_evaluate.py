@@ -9,13 +9,11 @@ import pytest
 from descriptors import CONFIG, fast_jit, random_params
 
 from prompt_tuning import scoring, trees
-from prompt_tuning.converter import add_virtual_tokens
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
-from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.prompted import add_virtual_tokens
 from prompt_tuning.prompts.soft import SoftPrompt
-from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.t5 import T5
+from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tasks.spec import TaskSpec
 from prompt_tuning.trees import Split
@@ -25,7 +23,9 @@ LENGTHS = {"inputs": 9, "targets": 5}
 LABELS = ("a", "bcd", "ef")
 ROWS = [("first", "bcd"), ("second", "a"), ("3", "bcd"), ("fourth", "ef"), ("the 5th", "bcd")]
 CONFIG_OF_BYTES = dataclasses.replace(CONFIG, vocab_size=264)
-MODEL = PromptedT5(T5(CONFIG_OF_BYTES), SoftPrompt(CONFIG_OF_BYTES, length=3))
+MODEL_CONFIG = ModelConfig(backbone=CONFIG_OF_BYTES, prompt=SoftPrompt(CONFIG_OF_BYTES, length=3),
+                           vocabulary="bytes", initial_checkpoint_path="random")
+MODEL = MODEL_CONFIG.module()
 NOTHING = Split({})
 
 
@@ -56,7 +56,7 @@ def evaluator(tmp_path):
       "exact_match",)))
     task = TaskConfig(name=source.name, feature_lengths=lengths, source=source,
                       cache_dir=str(tmp_path))
-    return Evaluator(MODEL, task, "bytes", EvalSettings(**{"batch_size": 2} | settings))
+    return Evaluator(MODEL_CONFIG, task, EvalSettings(**{"batch_size": 2} | settings))
   return make
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning import packing
 from prompt_tuning.converter import trim
+from prompt_tuning.placement import Placement
 
 LENGTHS = {"inputs": 7, "targets": 5}
 IDS = st.lists(st.integers(1, 50), max_size=9)
@@ -18,9 +19,9 @@ def as_arrays(examples):
 
 def pack_all(examples, prompt_length):
   found = [np.array([len(example[i]) for example in examples]) for i in (0, 1)]
-  packed = packing.pack(*found, LENGTHS, prompt_length=prompt_length)
+  packed = packing.pack(*found, LENGTHS, placement=Placement.front(prompt_length))
   rows = [[examples[member] for member in packed[row]] for row in range(len(packed))]
-  return packed, packing.convert_packed(rows, LENGTHS, prompt_length=prompt_length)
+  return packed, packing.convert_packed(rows, LENGTHS, placement=Placement.front(prompt_length))
 
 
 @settings(deadline=None)

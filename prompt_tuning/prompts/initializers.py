@@ -7,7 +7,7 @@ They run after the backbone is restored, because most of them copy rows of its e
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +17,7 @@ from jax import Array
 
 from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
+from prompt_tuning.interfaces import KeyValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Sources:
     embedding: `[V, D]` the backbone's token table.
     encode: text -> token ids, without an end-of-sequence id; None where there is no vocabulary.
     num_ordinary: ids below this are the vocabulary's own pieces (above: sentinels, padding rows).
+    output: `[V, D]` the output layer's rows; None where it is the token table (T5 1.0).
+    activations: `[P]` ids -> the keys and values they leave in `encoder`, `decoder` and `cross`
+      attention, `[L, 1, P, H, K]`; None where there are no weights.
   """
 
   embedding: Any
   encode: Callable[[str], Sequence[int]] | None = None
   num_ordinary: int | None = None
+  output: Any = None
+  activations: Callable[[Sequence[int]], Mapping[str, KeyValues]] | None = None
 
 
 class Initializer(Protocol):
@@ -103,7 +109,7 @@ class ClassLabels:
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
     table = np.asarray(sources.embedding, np.float32)
-    rows = np.stack([table[_ids(label, sources)].mean(axis=0) for label in self.labels])
+    rows = np.stack([table[token_ids(label, sources)].mean(axis=0) for label in self.labels])
     rest = self.fallback(key, length, sources)
     rows = jnp.asarray(rows[:length])
     return jnp.concatenate([rows, rest[rows.shape[0]:]], axis=0)
@@ -116,7 +122,7 @@ class Text:
   text: str
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
-    ids = _ids(self.text, sources)
+    ids = token_ids(self.text, sources)
     return jnp.asarray(np.asarray(sources.embedding, np.float32)[np.resize(ids, length)])
 
 
@@ -149,36 +155,42 @@ class FromRun:
     return FromFile(str(folder / "prompt.npy"))(key, length, sources)
 
 
-def read_prompt(path: str, length: int | None, width: int) -> np.ndarray:
-  """Reads `[P, D]` float32 in any format of `checkpoints/prompt_files.py`, and checks it.
+def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1) -> np.ndarray:
+  """Reads `[P, D]`, or `[N, P, D]` of a bank, and checks it: float32, in any format of
+  `checkpoints/prompt_files.py`.
 
   Raises:
     UserError: no such file, not a prompt, pickled, or of another length or width.
   """
-  return check_prompt(prompt_files.read(path), length, width)
+  return check_prompt(prompt_files.read(path), length, width, num_prompts)
 
 
-def check_prompt(prompt: prompt_files.PromptFile, length: int | None, width: int) -> np.ndarray:
-  """The vectors `[P, D]` of a prompt that was read.
+def check_prompt(prompt: prompt_files.PromptFile, length: int | None, width: int,
+                 num_prompts: int = 1) -> np.ndarray:
+  """The vectors `[P, D]` of a prompt that was read, or `[N, P, D]` of a bank.
 
   Raises:
-    UserError: a bank, or of another length or width.
+    UserError: a bank where one prompt is wanted or the other way round, another length or width.
   """
   table, path = prompt.values, prompt.path
-  if table.ndim != 2:
+  if table.ndim != 2 and num_prompts == 1:
     raise UserError("The prompt file is a bank of prompts", found=f"{path}: {table.shape}",
                     wanted="one prompt [P, D]", fix="save one of them with numpy.save")
-  if table.shape[1] != width:
-    raise UserError("The prompt file has the wrong width", found=f"{path}: D = {table.shape[1]}",
+  if num_prompts > 1 and table.shape[:-2] != (num_prompts,):
+    raise UserError("The prompt file is not this bank of prompts", found=f"{path}: {table.shape}",
+                    wanted=f"[{num_prompts}, P, {width}]", fix="set NUM_PROMPTS to what it holds")
+  if table.shape[-1] != width:
+    raise UserError("The prompt file has the wrong width", found=f"{path}: D = {table.shape[-1]}",
                     wanted=f"D = {width}, the backbone's",
                     fix="use the prompt with the T5 size it was trained on")
-  if length is not None and table.shape[0] != length:
-    raise UserError("The prompt file has another length", found=f"{path}: P = {table.shape[0]}",
-                    wanted=f"P = {length}", fix=f"--gin.PROMPT_LENGTH={table.shape[0]}")
+  if length is not None and table.shape[-2] != length:
+    raise UserError("The prompt file has another length", found=f"{path}: P = {table.shape[-2]}",
+                    wanted=f"P = {length}", fix=f"--gin.PROMPT_LENGTH={table.shape[-2]}")
   return table
 
 
-def _ids(text: str, sources: Sources) -> np.ndarray:
+def token_ids(text: str, sources: Sources) -> np.ndarray:
+  """The ids of a text that a prompt starts from; a `UserError` if there are none."""
   if sources.encode is None:
     raise UserError("This initialiser needs the vocabulary", found="none was given",
                     wanted="a tokenizer", fix="set VOCABULARY in the model's gin file")

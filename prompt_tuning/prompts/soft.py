@@ -10,21 +10,20 @@ from flax import linen as nn
 from jax import Array
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
+from prompt_tuning.interfaces import PromptContext, PromptValues
 from prompt_tuning.prompts.initializers import Initializer, Sources, Uniform
+from prompt_tuning.prompts.method import PromptMethod
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(PromptMethod):
   """A table of virtual tokens.
 
   Attributes:
-    config: the backbone's architecture (for D).
     length: P.
     initializer: where the table starts.
     num_prompts: N; above 1 the table is a bank, and every row of a batch names its prompt.
   """
 
-  config: T5Config
   length: int
   initializer: Initializer = Uniform()
   num_prompts: int = 1
@@ -67,7 +66,3 @@ class SoftPrompt(nn.Module):
     keys = jax.random.split(key, self.num_prompts)
     tables = [self.initializer(k, self.length, sources) for k in keys]
     return {"embedding": tables[0] if self.num_prompts == 1 else jnp.stack(tables)}
-
-  def serving_table(self, params: dict) -> Array:
-    """`[P, D]` or `[N, P, D]`: what `prompt.npy` holds."""
-    return params["embedding"]

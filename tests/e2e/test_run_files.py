@@ -84,7 +84,7 @@ def test_your_data_from_a_csv_and_every_start(tmp_path, init, macros):
   assert outcome.best.metrics.keys() == {"examples", "accuracy", "macro_f1", "not_a_label",
                                          "label_loss", "loss"}
   config = folder.config("run", **settings)
-  test = Evaluator(config.model.module(), config.task, "bytes", EvalSettings(split="test"))
+  test = Evaluator(config.model, config.task, EvalSettings(split="test"))
   result = test({}, outcome.params, Split({}))
   assert result.inputs[0] == "say: test, 0" and set(result.predictions) <= {"good", "bad"}
   assert test.majority()["accuracy"] == pytest.approx(8 / 12)
