@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 
 Rows = list[dict[str, str]]
 
-SENTIMENTS = {"0": "bad", "1": "good"}
+SENTIMENTS = {"0": "terrible", "1": "wonderful"}
 TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
 MOST_TEST_ROWS = 2000
 

@@ -157,6 +157,13 @@ def load(gin_files: Sequence[str], bindings: Sequence[str],
   _loaded = _Loaded(settings, targets)
 
 
+def macros_of(gin_files: Sequence[str], search_paths: Sequence[str] = ()) -> set[str]:
+  """The macros that files, with what they include, read."""
+  return {ref.name for source in _read_files(gin_files, search_paths)
+          for setting in source.settings for ref in references(setting.value)
+          if isinstance(ref, Macro)}
+
+
 def clear() -> None:
   """Forgets what was loaded."""
   global _loaded

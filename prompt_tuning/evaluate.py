@@ -62,12 +62,14 @@ class Result:
   """Attributes:
     metrics: by name; `examples` is the number of rows.
     inputs, targets, predictions: texts, a row each (empty for `loss`).
+    log_probs: of `rank`, `[rows, C]`: of each label, renormalised over the labels.
   """
 
   metrics: dict[str, float]
   inputs: list[str]
   targets: list[str]
   predictions: list[str]
+  log_probs: np.ndarray | None = None
 
 
 class Evaluator:
@@ -89,13 +91,18 @@ class Evaluator:
                         found=", ".join(each.splits) or "no split", wanted=settings.split,
                         fix="set EvalSettings.split to one of them")
     self._tasks = tasks
-    self._prompt_ids = [_prompt_id(each.name, prompt_ids) for each in tasks]
+    self._prompt_ids = [_prompt_id(setup.names[each.name], prompt_ids) for each in tasks]
     self._caches = [
       self._cache(each, task, stochastic=each.name in setup.stochastic,
                   fingerprint=setup.fingerprint) for each in tasks]
     self.report = LengthReport.of(self._caches, self._lengths)
     self.method = self._method()
     self._labels = self._label_ids() if self.method == "rank" else None
+
+  @property
+  def chosen_by(self) -> str:
+    """The metric that comes first in `score`."""
+    return "accuracy" if self.method == "rank" else "loss"
 
   def score(self, metrics: Mapping[str, float]) -> list[float]:
     """What the best prompt is chosen by, more is better: accuracy with labels, else the loss.
@@ -110,6 +117,30 @@ class Evaluator:
     """Evaluates `split.merge(trainable, frozen)`."""
     runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
     return runners[self.method](functools.partial(scoring.call, trainable, frozen, split))
+
+  def ensembles(self, results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Metrics of several prompts together (Lester et al. 2021, section 6); {} without labels.
+
+    `majority_vote` is the label that most prompts choose, of equals the one with the larger mean
+    probability; `mean_probability` the label with the largest one.
+    """
+    if self.method != "rank":
+      return {}
+    probs = np.exp(np.stack([result.log_probs for result in results]).astype(np.float64))
+    mean = probs.mean(axis=0)  # [rows, C]
+    votes = np.eye(probs.shape[-1])[probs.argmax(axis=-1)].sum(axis=0)
+    # A mean is at most 1: half of it decides between equal counts, and nothing else.
+    chosen = {"majority_vote": votes + mean / 2, "mean_probability": mean}
+    targets, labels = results[0].targets, self._spec.labels
+    known = [labels.index(target) for target in targets]
+    found = {}
+    for name, values in chosen.items():
+      choices = values.argmax(axis=1)
+      found[name] = self._metrics(targets, [labels[i] for i in choices])
+      found[name].setdefault("accuracy", float((choices == known).mean()))
+    loss = -np.log(mean[np.arange(len(known)), known])
+    found["mean_probability"]["label_loss"] = float(loss.mean())
+    return found
 
   def majority(self) -> dict[str, float]:
     """The most frequent target of this split, predicted for every row (classification)."""
@@ -207,7 +238,7 @@ class Evaluator:
     metrics["label_loss"] = float(-log_probs[np.arange(len(rows)), known].mean())
     metrics["loss"] = float(-scores[np.arange(len(rows)), known].sum()
                             / sum((self._labels[k] != 0).sum() for k in known))
-    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
+    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions, log_probs)
 
   def _decode(self, call) -> Result:
     predictions, losses = [], []

@@ -9,6 +9,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -112,6 +113,34 @@ def show(config: InfoConfig, *, as_json: bool, with_paths: bool) -> None:
   print(f"served:  {found['served_parameters']:,} parameters a task, beside the shared backbone")
   for path, shape, how in listed:
     print(f"{path}  {shape}  {how}")
+
+
+def show_methods(found: Mapping[str, Mapping[str, Any] | str], *, as_json: bool) -> None:
+  """Prints what each method trains and serves.
+
+  Args:
+    found: method -> what `measure` says of it, or why it cannot be built.
+  """
+  if as_json:
+    kept = ("trained_parameters", "served_parameters", "served_bytes", "optimizer_bytes",
+            "virtual_tokens")
+    print(json.dumps({name: row if isinstance(row, str) else {key: row[key] for key in kept}
+                      for name, row in found.items()}, indent=2))
+    return
+  sizes = [row for row in found.values() if not isinstance(row, str)]
+  total = sizes[0]["backbone_parameters"] if sizes else 0
+  table = Table(title=f"methods on a backbone of {total:,} parameters")
+  table.add_column("method")
+  for name in ("trained", "share", "served", "bytes served"):
+    table.add_column(name, justify="right")
+  for name, row in found.items():
+    if isinstance(row, str):
+      table.add_row(name, row)
+    else:
+      table.add_row(name, f"{row['trained_parameters']:,}",
+                    f"{row['trained_parameters'] / total:.4%}", f"{row['served_parameters']:,}",
+                    show_bytes(row["served_bytes"]))
+  Console().print(table)
 
 
 def show_bytes(count: int) -> str:

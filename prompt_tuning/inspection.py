@@ -1,8 +1,7 @@
 """What a prompt's vectors are near to: words of the frozen vocabulary, and other prompts.
 
 Lester et al. 2021 (arXiv 2104.08691), section 7: the nearest neighbours of each virtual token in
-the embedding table, by cosine. Vu et al. 2022 (arXiv 2110.07904), section 3: two prompts are as
-similar as the cosine of their mean vectors.
+the embedding table, by cosine. Similarities are those of `transfer.py`.
 """
 
 import csv
@@ -17,9 +16,7 @@ from rich.table import Table
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompts.initializers import read_prompt
 from prompt_tuning.run_config import RANDOM, ModelConfig
-
-# A vector of norm 0 has no direction: its cosine with anything is 0.
-_TINY = 1e-12
+from prompt_tuning.transfer import cosines, similarity, write_matrix
 
 
 def nearest_words(prompt: np.ndarray, embedding: np.ndarray, piece_of: Callable[[int], str],
@@ -33,21 +30,10 @@ def nearest_words(prompt: np.ndarray, embedding: np.ndarray, piece_of: Callable[
   Returns:
     For each of the P vectors, (word, cosine), nearest first; the lower id of two that are equal.
   """
-  cosines = _unit(prompt) @ _unit(embedding).T
-  order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+  found = cosines(prompt, embedding)
+  order = np.argsort(-found, axis=1, kind="stable")[:, :k]
   return [[(piece_of(int(i)), float(row[i])) for i in ids]
-          for row, ids in zip(cosines, order, strict=True)]
-
-
-def similarity(prompts: Sequence[np.ndarray]) -> np.ndarray:
-  """N prompts `[P_n, D]` -> `[N, N]` cosines of their mean vectors."""
-  return cosines(np.stack([np.asarray(prompt, np.float64).mean(axis=0) for prompt in prompts]))
-
-
-def cosines(rows: np.ndarray) -> np.ndarray:
-  """`[N, D]` -> `[N, N]`."""
-  unit = _unit(rows)
-  return unit @ unit.T
+          for row, ids in zip(found, order, strict=True)]
 
 
 def inspect(config: ModelConfig, files: Sequence[str], *, words: int = 5,
@@ -119,14 +105,6 @@ def _write(folder: pathlib.Path, words: Sequence[tuple], matrix: np.ndarray,
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["prompt", "vector", "norm", "rank", "word", "cosine"])
     writer.writerows(words)
-  with (folder / "similarity.csv").open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["", *names])
-    writer.writerows([name, *map(float, row)] for name, row in zip(names, matrix, strict=True))
+  write_matrix(folder / "similarity.csv", matrix, names)
   from prompt_tuning.plots import draw_heat_map  # matplotlib is slow to import.
   draw_heat_map(matrix, names, folder / "similarity.png")
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-  rows = np.asarray(rows, np.float64)
-  return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)

@@ -13,8 +13,9 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from prompt_tuning import config, host_memory
+from prompt_tuning import config, gin_files, host_memory
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
@@ -38,10 +39,10 @@ class Arguments:
   def load(self, command: str) -> None:
     """Loads `commands/<command>.gin`, and what the user named.
 
-    With a run's MODEL_DIR and no gin file, `eval` and `infer` take the run's own settings.
+    With a run's MODEL_DIR and no gin file, `eval`, `infer` and `merge` take its own settings.
     """
     files = list(self.options.gin_file)
-    if not files and command in ("eval", "infer"):
+    if not files and command in ("eval", "infer", "merge"):
       files = _run_settings(self.bindings)
     with quiet_imports():
       config.load([f"commands/{command}.gin", *files], self.bindings,
@@ -184,10 +185,48 @@ def _infer(arguments: Arguments) -> int:
 
 
 def _info(arguments: Arguments) -> int:
+  if arguments.options.methods:
+    return _info_of_methods(arguments)
   arguments.load("info")
   from prompt_tuning import info
   info.show(config.build(info.InfoConfig), as_json=arguments.options.json,
             with_paths=arguments.options.paths)
+  return 0
+
+
+def _info_of_methods(arguments: Arguments) -> int:
+  from prompt_tuning import info
+  given = list(arguments.options.gin_file)
+  found: dict[str, Any] = {}
+  unread = {binding.split(" = ")[0] for binding in arguments.bindings}
+  for method in (name for name in gin_files.shipped_names() if name.startswith("prompts/")):
+    is_plain = method == "prompts/none.gin"
+    options = argparse.Namespace(**vars(arguments.options) | {"gin_file": [*given, method]})
+    # A macro of one method means nothing to another.
+    macros = config.macros_of(["commands/info.gin", *options.gin_file], options.gin_search_paths)
+    bindings = [b for b in arguments.bindings if b.split(" = ")[0] in macros]
+    unread -= macros
+    try:
+      Arguments(options, bindings + ["TRAINABLE = ('.*',)"] * is_plain).load("info")
+      sizes = info.measure(config.build(info.InfoConfig))
+      found["model tuning" if is_plain else pathlib.Path(method).stem] = sizes
+    except UserError as error:
+      found[pathlib.Path(method).stem] = f"{error.what}: {error.found}"
+  if unread:
+    raise UserError("No method reads these macros", found=", ".join(sorted(unread)),
+                    wanted="macros of models/ or prompts/", fix="leave them out")
+  info.show_methods(found, as_json=arguments.options.json)
+  return 0
+
+
+def _merge(arguments: Arguments) -> int:
+  arguments.load("merge")
+  with quiet_imports():
+    from prompt_tuning.merge import MergeConfig, merge
+  settings = config.build(MergeConfig)
+  changed = merge(settings)
+  print(f"written: {settings.output_dir}, with {changed:,} of the backbone's parameters changed; "
+        "it takes no prompt (prompts/none.gin)")
   return 0
 
 
@@ -239,6 +278,14 @@ def _inspect(arguments: Arguments) -> int:
   return 0
 
 
+def _transfer(arguments: Arguments) -> int:
+  from prompt_tuning.transfer import transfer
+  options = arguments.options
+  transfer(options.source, options.target, measure=options.measure, top=options.top,
+           average_to=options.average, output_dir=options.output_dir)
+  return 0
+
+
 def _demo(arguments: Arguments) -> int:
   with quiet_imports():
     from prompt_tuning import demo
@@ -248,6 +295,8 @@ def _demo(arguments: Arguments) -> int:
 def _info_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
   parser.add_argument("--paths", action="store_true", help="every parameter's path and shape")
+  parser.add_argument("--methods", action="store_true",
+                      help="what every method of prompts/ would train and serve on this model")
 
 
 def _convert_flags(parser: argparse.ArgumentParser) -> None:
@@ -281,6 +330,16 @@ def _inspect_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and a heat map there")
 
 
+def _transfer_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("source", nargs="+", metavar="SOURCE", help="prompts or MODEL_DIRs of runs")
+  parser.add_argument("--target", metavar="PROMPT", help="a prompt or MODEL_DIR of the new task")
+  parser.add_argument("--measure", default="mean", metavar="NAME", help="mean (of the vectors, the "
+                      "default) or per_token")
+  parser.add_argument("--top", type=int, default=1, metavar="K", help="sources to average (1)")
+  parser.add_argument("--average", metavar="FILE", help="write their weighted average there (.npz)")
+  parser.add_argument("--output_dir", metavar="FOLDER", help="write a CSV file and a heat map")
+
+
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--model_dir", metavar="FOLDER", help="where the run is kept")
 
@@ -292,8 +351,11 @@ COMMANDS = {
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
   "convert": Command("checkpoints and prompts from one format into another", _convert,
                      _convert_flags),
+  "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),
   "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags, False),
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
+  "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
+                      False),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }

@@ -25,6 +25,7 @@ import optax
 from jax import Array
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.trees import CONSTANT
 
 
 def _check(owner: object, name: str, valid: Callable[[Any], bool], wanted: str) -> None:
@@ -49,7 +50,9 @@ class Schedule:
   rate: float
 
   def __post_init__(self):
-    _check(self, "rate", lambda rate: rate > 0.0, "a learning rate above 0")
+    # A traced rate was checked where it was given (`members.py`).
+    _check(self, "rate", lambda rate: isinstance(rate, Array) or rate > 0.0,
+           "a learning rate above 0")
 
   def __call__(self, step: Array | int) -> Array:
     raise NotImplementedError
@@ -155,6 +158,10 @@ class Optimizer:
     rate = self.learning_rate
     return rate if isinstance(rate, Schedule) else Constant(rate=rate)
 
+  def at_rate(self, rate: Any) -> "Optimizer":
+    """The same optimizer with another constant or peak rate, a float or a traced scalar."""
+    return dataclasses.replace(self, learning_rate=dataclasses.replace(self.schedule, rate=rate))
+
   def build(self, trainable: Any) -> optax.GradientTransformation:
     """The optax transformation for a tree of trained leaves.
 
@@ -176,6 +183,11 @@ class Optimizer:
                         wanted="float32: small updates vanish in fewer bits",
                         fix="set param_dtype to float32 for what is trained")
     transformation = self._transformation(trainable)
+    constant = jax.tree.map_with_path(
+      lambda path, _: _name(path).rsplit("/", 1)[-1].startswith(CONSTANT), trainable)
+    if any(jax.tree.leaves(constant)):
+      # After the update is made: a constant has no gradient, but weight decay would shrink it.
+      transformation = optax.chain(transformation, optax.masked(optax.set_to_zero(), constant))
     if self.clip_norm is None:
       return transformation
     return optax.chain(optax.clip_by_global_norm(self.clip_norm), transformation)

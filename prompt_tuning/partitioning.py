@@ -27,9 +27,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-  """Splits the first axis of every array of a batch."""
-  return NamedSharding(mesh, PartitionSpec(AXIS_RULES["batch"]))
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Splits one axis, the rows, of every array of a batch."""
+  return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS_RULES["batch"]))
 
 
 def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:

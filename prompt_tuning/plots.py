@@ -43,6 +43,22 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   _save(figure, path)
 
 
+def draw_learning_rates(rates: Sequence[float], values: Sequence[float], metric: str,
+                        path: pathlib.Path) -> None:
+  """Draws a metric against the learning rate: a point a prompt, a line through each rate's mean."""
+  figure, axis = plt.subplots(figsize=(4.5, 3.2))
+  axis.semilogx(rates, values, "o", color="0.6", markersize=4, label="prompt")
+  found = sorted(set(rates))
+  means = [float(np.mean([v for r, v in zip(rates, values, strict=True) if r == rate]))
+           for rate in found]
+  axis.semilogx(found, means, color="black", label="mean")
+  axis.set_xlabel("learning rate")
+  axis.set_ylabel(metric.replace("_", " "))
+  axis.spines[["top", "right"]].set_visible(False)
+  axis.legend(frameon=False)
+  _save(figure, path)
+
+
 def draw_heat_map(matrix: np.ndarray, names: Sequence[str], path: pathlib.Path) -> None:
   """Draws `[N, N]` cosines, -1 to 1, with the rows' names where there are few enough to read."""
   figure, axis = plt.subplots(figsize=(5.0, 4.2))

@@ -212,7 +212,8 @@ def activations(backbone: Mapping[str, Any], config: T5Config,
     `encoder`, `decoder` (its self-attention) and `cross`: `[L, 1, P, H, K]`.
   """
   tokens = jnp.asarray(ids, jnp.int32)[None]
-  _, found = PromptedT5(T5(config)).apply(
+  # Called by a prompt module too, which must not adopt it.
+  _, found = PromptedT5(T5(config, parent=None), parent=None).apply(
     {"params": {"backbone": backbone}}, tokens, tokens, enable_dropout=False,
     mutable="intermediates")
 

@@ -67,6 +67,10 @@ class ModelConfig:
       raise UserError("The prompt and the backbone differ in width",
                       found=f"prompt D = {self.prompt.config.emb_dim}",
                       wanted=f"D = {self.backbone.emb_dim}", fix="use one models/*.gin file")
+    if self.prompt is not None:
+      # The vocabulary is read only by a method that asks for ids.
+      object.__setattr__(self, "prompt", self.prompt.with_vocabulary(
+        lambda text: self.tokenizer().encode(text)))
 
   def module(self) -> PromptedT5:
     in_front = self.prompt_in_front and (self.template is None or self.placement().is_in_front)

@@ -6,16 +6,23 @@
   loss.png       curves        events.out.*  the same for TensorBoard
   prompt.npy     the best prompt [P, D]          checkpoints/  trained part and optimizer
                  (prompt.safetensors of a method that is more than that)
+
+Of many prompts at once (`members.py`) `prompt.npy` is the best one's, and there are besides:
+
+  members.csv    a row a prompt: its settings and its best metrics      members/<i>/prompt.npy
+  learning_rates.png   where their rates differ
 """
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +37,8 @@ MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch"
               "export_dtype", "eval_settings.batch_size", "task.cache_dir", "model.backbone.remat")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
+# Of all prompts, and of one of many.
+_TRAIN = re.compile(r"train(/\d+)?")
 
 
 class RunDir:
@@ -110,20 +119,35 @@ class RunDir:
     with self._saving("summary.json"):
       self._write_json("summary.json", summary)
 
-  def write_prompt(self, leaves: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+  def write_prompt(self, leaves: Mapping[str, Any], metadata: Mapping[str, Any],
+                   folder: str = "") -> None:
     """Writes what serves: `prompt.npy` of a plain prompt, else `prompt.safetensors`.
 
     Args:
       leaves: of the method's served form, flat.
+      folder: below MODEL_DIR.
     """
+    place = self.path / folder
     if leaves.keys() != {"embedding"}:
       with self._saving(method_files.NAME):
-        method_files.write(self.path / method_files.NAME, leaves, metadata)
+        place.mkdir(parents=True, exist_ok=True)
+        method_files.write(place / method_files.NAME, leaves, metadata)
       return
-    partial = self.path / "prompt.partial.npy"
+    partial = place / "prompt.partial.npy"
     with self._saving("prompt.npy"):
+      place.mkdir(parents=True, exist_ok=True)
       np.save(partial, np.asarray(leaves["embedding"], np.float32))
-      os.replace(partial, self.path / "prompt.npy")
+      os.replace(partial, place / "prompt.npy")
+
+  def write_table(self, name: str, columns: Sequence[str],
+                  rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file; None and what a row lacks are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with self._saving(name):
+      write_text(self.path / name, text.getvalue())
 
   def forget_after(self, step: int, evaluated: int) -> None:
     """Drops the metrics that a resumed run will compute again.
@@ -133,7 +157,7 @@ class RunDir:
       evaluated: the last evaluation that it remembers; -1: none.
     """
     kept = [row for row in self.metrics()
-            if row["step"] <= (step if row["split"] == "train" else evaluated)]
+            if row["step"] <= (step if _TRAIN.fullmatch(row["split"]) else evaluated)]
     lines = [",".join(_COLUMNS), *(
       f"{row['step']},{row['split']},{row['metric']},{row['value']!r}" for row in kept)]
     with self._saving("metrics.csv"):
@@ -159,6 +183,13 @@ class RunDir:
     lines = text[:text.rfind("\n") + 1].splitlines()
     return [{"step": int(r["step"]), "split": r["split"], "metric": r["metric"],
              "value": float(r["value"])} for r in csv.DictReader(lines)]
+
+  def plot_learning_rates(self, rates: Sequence[float], values: Sequence[float],
+                          metric: str) -> None:
+    """Draws learning_rates.png."""
+    from prompt_tuning.plots import draw_learning_rates
+    with self._saving("learning_rates.png"):
+      draw_learning_rates(rates, values, metric, self.path / "learning_rates.png")
 
   def plot(self) -> None:
     """Draws loss.png from metrics.csv: the losses, and the metric that chose the best prompt."""

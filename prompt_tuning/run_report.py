@@ -52,9 +52,12 @@ def ended(config: TrainConfig, outcome: Outcome) -> None:
   if best is not None:
     console.print(metrics_table(
       f"best evaluation, step {outcome.summary['best_step']}", best))
+  if "table" in outcome.summary:
+    console.print(prompts_table(outcome.summary))
   folder = pathlib.Path(config.model_dir)
-  names = [name for name in ("prompt.npy", "prompt.safetensors", "backbone", "metrics.csv",
-                             "loss.png", "summary.json", "config.gin") if (folder / name).exists()]
+  names = [name for name in ("prompt.npy", "prompt.safetensors", "backbone", "members",
+                             "members.csv", "learning_rates.png", "metrics.csv", "loss.png",
+                             "summary.json", "config.gin") if (folder / name).exists()]
   print(f"The run is in {folder}: {', '.join(names)}")
   print(f"Evaluate:  prompt-tuning eval --gin.MODEL_DIR={folder}")
   print(f"Predict:   prompt-tuning infer --gin.MODEL_DIR={folder} --gin.INPUT_FILE=lines.txt")
@@ -79,6 +82,27 @@ def evaluated(config: EvalConfig, report: Report) -> None:
     print(f"{report.long_inputs} inputs were too long and lost their end.")
   for file in report.files:
     print(f"Wrote {file}")
+
+
+def prompts_table(summary: Mapping[str, Any]) -> Table:
+  """A row a prompt of many that were trained at once; then their mean and their ensembles."""
+  mean, deviation = summary["mean"], summary["standard_deviation"]
+  shown = [name for name in mean if name not in ("examples", "not_a_label")]
+  table = Table(title=f"{len(summary['table'])} prompts, each at its best step; the best is "
+                f"{summary['best_member']}")
+  for column in ("prompt", "seed", "rate", "step", *shown):
+    table.add_column(column, justify="right")
+  for row in summary["table"]:
+    note = "" if row["diverged"] is None else f" (diverged at {row['diverged']})"
+    table.add_row(f"{row['member']}{note}", str(row["seed"]), f"{row['learning_rate']:.4g}",
+                  str(row["best_step"]), *(f"{row[name]:.4g}" for name in shown))
+  table.add_section()
+  table.add_row("mean ± sd", "", "", "",
+                *(f"{mean[name]:.4g} ± {deviation[name]:.2g}" for name in shown))
+  for name, metrics in summary["ensembles"].items():
+    table.add_row(name.replace("_", " "), "", "", "", *(
+      f"{metrics[metric]:.4g}" if metric in metrics else "" for metric in shown))
+  return table
 
 
 def metrics_table(title: str, metrics: Mapping[str, float],

@@ -29,6 +29,11 @@ class TaskSetup:
   fingerprint: str
 
   @property
+  def names(self) -> dict[str, str]:
+    """seqio's name of each part -> the name that users know it by."""
+    return {name: name if row is None else row.name for name, row in self.rows.items()}
+
+  @property
   def spec(self) -> TaskSpec | None:
     """The row of a single task of ours."""
     return next(iter(self.rows.values())) if len(self.rows) == 1 else None

@@ -65,7 +65,7 @@ class LossConfig:
                       wanted="a whole number, 1 or more", fix="1 computes the batch in one piece")
 
 
-def purpose_key(seed: int, purpose: str) -> Array:
+def purpose_key(seed: int | Array, purpose: str) -> Array:
   """One root key a run, folded with a named purpose: init, prompt, dropout, sampling."""
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
@@ -76,14 +76,16 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
 
 
 def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
-                    transformation: optax.GradientTransformation, config: LossConfig, seed: int,
+                    transformation: optax.GradientTransformation, config: LossConfig,
+                    seed: int | Array,
                     ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
   """Builds the step; the caller compiles it with `donate_argnums=0`.
 
   Metrics are scalars on the device: `loss` (with z-loss, per target token), `z_loss`, `accuracy`
   (of target tokens), `tokens` (real target tokens), `grad_norm`, `learning_rate`.
   """
-  enable_dropout = model.backbone.config.dropout_rate > 0
+  enable_dropout = model.backbone.config.dropout_rate > 0 or (
+    model.prompt is not None and model.prompt.has_dropout)
   dropout_key = purpose_key(seed, "dropout")
 
   def loss_sum(trainable: Any, frozen: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:

@@ -18,6 +18,8 @@ import numpy as np
 from prompt_tuning.errors import UserError, nearest
 
 Tree = Mapping[str, Any]
+# Leaves whose name starts so belong to what is trained and saved, and no optimizer changes them.
+CONSTANT = "constant_"
 _SLICE = re.compile(r"\[(-?\d*):(-?\d*)\]$")
 
 

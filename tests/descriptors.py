@@ -3,20 +3,35 @@
 A new method adds its row here; tests/test_prompted.py does the rest.
 """
 
+import atexit
 import dataclasses
 import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dummy_prompts import BlockInputPrompt, KeyValuePrompt, LowRankPrompt
+from dummy_prompts import BlockInputPrompt, KeyValuePrompt, ProductPrompt
 from flax import linen as nn
 
 from prompt_tuning import trees
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params, add_virtual_tokens
+from prompt_tuning.prompts.adapter import Adapter
+from prompt_tuning.prompts.attempt import AttemptPrompt
+from prompt_tuning.prompts.combined import Combined
+from prompt_tuning.prompts.deep import DeepPrompt
+from prompt_tuning.prompts.ia3 import IA3
+from prompt_tuning.prompts.lora import Lora
+from prompt_tuning.prompts.low_rank import LowRankPrompt
+from prompt_tuning.prompts.multitask import MultitaskPrompt
+from prompt_tuning.prompts.prefix import PrefixPrompt
+from prompt_tuning.prompts.ptuning import PTuning
+from prompt_tuning.prompts.residual import ResidualPrompt
 from prompt_tuning.prompts.soft import SoftPrompt
+from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.t5 import T5
 
 # No size is the product or the neighbour of another, so that a shape tells what a tensor is.
@@ -37,15 +52,20 @@ class Case:
     make: `(config, num_prompts) -> module`.
     num_prompts: N; above 1 every row of the batch names its prompt.
     is_dummy: exists in the tests only.
+    starts_constant: regular expression on paths of leaves that start at one value (biases, the
+      second factor of a low-rank product).
+    in_front: virtual tokens stand in front.
   """
 
   name: str
   make: Callable[[T5Config, int], nn.Module]
   num_prompts: int = 1
   is_dummy: bool = False
+  starts_constant: str = "nothing"
+  in_front: bool = True
 
   def model(self, **changes) -> PromptedT5:
-    in_front = changes.pop("prompt_in_front", True)
+    in_front = changes.pop("prompt_in_front", self.in_front)
     config = dataclasses.replace(CONFIG, **changes)
     return PromptedT5(T5(config), self.make(config, self.num_prompts), in_front)
 
@@ -58,11 +78,57 @@ def _key_values(config: T5Config, num_prompts: int) -> nn.Module:
   return KeyValuePrompt(config, LENGTH, num_prompts)
 
 
+def _lora(config: T5Config, num_prompts: int) -> nn.Module:
+  return Lora(config, rank=2, alpha=1.0, targets=(".*/(query|value|wo)", ".*/key[1:]"))
+
+
+def _combined(config: T5Config, num_prompts: int) -> nn.Module:
+  return Combined(config, {"soft": _soft(config, 1), "lora": Lora(config, rank=2, alpha=1.0)})
+
+
+@functools.cache
+def _source_prompts() -> tuple[str, ...]:
+  """Files of two random prompts, as long as the process runs."""
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder)
+  for i in range(2):
+    np.save(f"{folder}/{i}.npy", np.random.default_rng(i).normal(size=(LENGTH, CONFIG.emb_dim)))
+  return tuple(f"{folder}/{i}.npy" for i in range(2))
+
+
+def _attempt(config: T5Config, num_prompts: int) -> nn.Module:
+  return AttemptPrompt(config, LENGTH, sources=_source_prompts(), hidden=5, temperature=1.0)
+
+
 CASES = (
   Case("soft", _soft),
   Case("soft_bank", _soft, NUM_PROMPTS),
+  Case("prefix", lambda config, _: PrefixPrompt(config, LENGTH, hidden=5),
+       starts_constant=".*_bias_(in|out)"),
+  Case("prefix_bank", lambda config, n: PrefixPrompt(config, LENGTH, num_prompts=n), NUM_PROMPTS),
+  Case("deep", lambda config, _: DeepPrompt(config, LENGTH)),
+  Case("deep_bank", lambda config, n: DeepPrompt(config, LENGTH, "add", num_prompts=n),
+       NUM_PROMPTS),
+  Case("lora", _lora, starts_constant=".*/b"),
+  Case("ia3", lambda config, _: IA3(config), starts_constant=".*"),
+  Case("adapter", lambda config, _: Adapter(config, hidden=5), starts_constant=".*/(.*bias|up)"),
+  Case("combined", _combined, starts_constant=".*/b"),
+  Case("ptuning", lambda config, _: PTuning(config, LENGTH, hidden=7)),
+  Case("ptuning_mlp", lambda config, _: PTuning(config, LENGTH, encoder="mlp", hidden=7)),
+  Case("low_rank", lambda config, _: LowRankPrompt(config, LENGTH, rank=2)),
+  Case("residual", lambda config, _: ResidualPrompt(config, LENGTH, hidden=5),
+       starts_constant="norm_.*"),
+  Case("residual_separate", lambda config, _: ResidualPrompt(config, LENGTH, hidden=5,
+                                                             shared=False),
+       starts_constant="norm_.*"),
+  Case("multitask", lambda config, n: MultitaskPrompt(config, LENGTH, num_prompts=n), NUM_PROMPTS,
+       starts_constant="columns|rows"),
+  Case("attempt", _attempt, starts_constant="norm_.*"),
+  Case("warp", lambda config, _: WarpPrompt(config, LENGTH, labels=("a", "b c", "d e c"),
+                                            label_ids=((5,), (6, 7), (8, 9, 7))),
+       starts_constant="verbalizer"),
   Case("key_values", _key_values, NUM_PROMPTS, is_dummy=True),
-  Case("low_rank", lambda config, _: LowRankPrompt(config), is_dummy=True),
+  Case("products", lambda config, _: ProductPrompt(config), is_dummy=True),
   Case("block_input", lambda config, _: BlockInputPrompt(config), is_dummy=True),
 )
 
@@ -86,8 +152,8 @@ def random_params(model: PromptedT5, seed: int = 0) -> dict:
     random = np.random.default_rng([seed, *path.encode()])
     if path.endswith("/scale"):
       return random.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-    scale = {"prompt": 0.5, "kernel": shape.shape[-2] ** -0.5}.get(
-      "prompt" if path.startswith("prompt/") else path.rsplit("/", 1)[-1], 1.0)
+    scale = 0.5 if path.startswith("prompt/") else (
+      shape.shape[-2] ** -0.5 if path.endswith("/kernel") else 1.0)
     return (scale * random.normal(size=shape.shape)).astype(np.float32)
 
   return trees.map_with_path(leaf, abstract_params(model))

@@ -78,7 +78,7 @@ class AddProduct:
     return project(x) + jnp.dot(jnp.dot(x, self.a.astype(x.dtype)), self.b.astype(x.dtype))
 
 
-class LowRankPrompt(DummyPrompt):
+class ProductPrompt(DummyPrompt):
   """A product of rank R beside kernels of both stacks, [L, in, R] and [L, R, out]."""
 
   rank: int = 2
@@ -134,7 +134,7 @@ class BlockInputPrompt(DummyPrompt):
 
 
 def merged(backbone: dict, prompt: dict) -> dict:
-  """The scanned backbone, flat, with every product of a `LowRankPrompt` added to its kernel."""
+  """The scanned backbone, flat, with every product of a `ProductPrompt` added to its kernel."""
   flat = dict(backbone)
   for name in [n.removesuffix(".a") for n in prompt if n.endswith(".a")]:
     stack, module, projection = name.split(".")

@@ -27,7 +27,7 @@ GIVEN = {
   "PROMPT_TEXT": "'classify'", "INITIAL_PROMPT_FILE": "'prompt.npy'",
   "SOURCE_MODEL_DIR": "'other'", "INITIAL_CHECKPOINT_PATH": "'tiny'", "CORPUS": "['a.txt']",
   "TRAIN_FILE": "'a.csv'", "VALIDATION_FILE": "'b.csv'", "INPUTS": "'{text}'",
-  "TARGETS": "'{label}'"}
+  "TARGETS": "'{label}'", "SOURCE_PROMPTS": "['one.npy', 'two.npy']"}
 TRAINING_RUNS = [name for name in files("runs") if name not in ("runs/eval.gin", "runs/infer.gin")]
 
 
@@ -100,7 +100,9 @@ def test_every_size_takes_a_soft_prompt(size):
 
 @pytest.mark.parametrize("method", files("prompts"))
 def test_every_method_runs_at_one_size(method):
-  model = build_model("models/t5_1_1_small.gin", method, bindings=given(method)).module()
+  # T5's own vocabulary is not shipped, and a verbaliser needs ids.
+  model = build_model("models/t5_1_1_small.gin", method,
+                      bindings=[*given(method), "VOCABULARY = 'bytes'"]).module()
   tokens = jax.ShapeDtypeStruct((2, model.num_virtual_tokens + 7), jnp.int32)
   targets = jax.ShapeDtypeStruct((2, 3), jnp.int32)
   logits = jax.eval_shape(
@@ -127,13 +129,14 @@ def test_every_training_run_builds(run, tmp_path):
   names = ["commands/train.gin", "models/tiny.gin", run]
   if run == "runs/your_data.gin":
     names.append("runs/prompt_tune.gin")
-  if "runs/prompt_tune.gin" in names:
+  if {"runs/prompt_tune.gin", "runs/adamw_tune.gin"} & set(names):
     names.append("prompts/soft.gin")
   config.load(names, given(*names))
   built = config.build(TrainConfig)
   assert built.model_dir == "somewhere" and built.eval_settings is not None
   assert (built.trainable == ()) == ("prompts/soft.gin" in names)
-  assert (built.task.source is None) == (run in ("runs/prompt_tune.gin", "runs/model_tune.gin"))
+  assert (built.task.source is None) == (run in (
+    "runs/prompt_tune.gin", "runs/adamw_tune.gin", "runs/model_tune.gin"))
   # What it leaves as config.gin is, alone, the same run.
   (tmp_path / "config.gin").write_text(config.operative())
   config.load([str(tmp_path / "config.gin")], [])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_models import GIN, save_backbone, save_prompt
 
-from prompt_tuning.inspection import nearest_words, similarity
+from prompt_tuning.inspection import nearest_words
 from prompt_tuning.main import main
 from prompt_tuning.tasks import vocabularies
 
@@ -28,15 +28,6 @@ def test_nearest_words_equal_brute_force():
 def test_a_vector_without_direction_is_near_to_nothing():
   near, = nearest_words(np.zeros((1, 4)), np.eye(4), str, 2)
   assert near == [("0", 0.0), ("1", 0.0)]
-
-
-def test_similarity_of_prompts_of_different_lengths():
-  rng = np.random.default_rng(1)
-  prompts = [rng.normal(size=(n, 5)) for n in (2, 3, 7)]
-  found = similarity(prompts)
-  for i, a in enumerate(prompts):
-    for j, b in enumerate(prompts):
-      assert found[i, j] == pytest.approx(cosine(sum(a) / len(a), sum(b) / len(b)))
 
 
 @pytest.fixture

@@ -46,8 +46,8 @@ def test_prompt_equals_numpy_t5(name):
     near(logits[row], slow.decode(data["decoder_tokens"][row], wanted, tokens != 0))
 
 
-def test_low_rank_equals_merged_weights():
-  model = CASE["low_rank"].model()
+def test_products_equal_merged_weights():
+  model = CASE["products"].model()
   params, data = random_params(model), batch(model)
   plain = PromptedT5(model.backbone)
   backbone = trees.unflatten(merged(trees.flatten(params["backbone"]), params["prompt"]))

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 import sys
 
 import jax
@@ -26,7 +27,13 @@ from descriptors import (
 from jax.extend.core import jaxprs_in_params
 
 from prompt_tuning import trees
-from prompt_tuning.prompted import abstract_params, init_prompt, logical_axes
+from prompt_tuning.prompted import (
+  PromptedT5,
+  abstract_params,
+  activations,
+  init_prompt,
+  logical_axes,
+)
 from prompt_tuning.prompts.initializers import Sources
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -54,7 +61,8 @@ def test_the_table_names_every_method():
   files = {path.stem for path in (ROOT / "prompt_tuning" / "prompts").glob("*.py")}
   configs = {path.stem for path in (ROOT / "gin_configs" / "prompts").glob("*.gin")}
   named = {case.name for case in CASES if not case.is_dummy}
-  assert (files - {"__init__", "initializers", "method"}) | (configs - {"none"}) <= named
+  shared = {"__init__", "initializers", "method", "projections", "tables"}
+  assert (files - shared) | (configs - {"none"}) <= named
 
 
 @every_case
@@ -65,12 +73,33 @@ def test_parameters_are_the_golden_ones(case):
 @every_case
 def test_initial_prompt_has_the_shapes_of_the_model(case):
   model = case.model()
-  sources = Sources(np.ones((20, 8), np.float32))
+  backbone = random_params(model)["backbone"]
+  sources = Sources(np.ones((20, 8), np.float32), lambda text: [3 + len(w) for w in text.split()],
+                    activations=functools.partial(activations, backbone, model.backbone.config))
   prompt = trees.flatten(init_prompt(jax.random.key(0), model, sources))
   assert {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in prompt.items()} == {
     path: row[:2] for path, row in parameters(case).items()}
   for path, leaf in prompt.items():
-    assert np.isfinite(leaf).all() and np.unique(leaf).size == leaf.size, path
+    if re.fullmatch(case.starts_constant, path):
+      assert np.unique(leaf).size == 1, path
+    else:
+      assert np.isfinite(leaf).all() and np.unique(leaf).size == leaf.size, path
+
+
+@every_case
+def test_served_form_gives_the_same_logits(case):
+  model = case.model()
+  params = random_params(model)
+  served = PromptedT5(model.backbone, model.prompt.served(), model.prompt_in_front)
+  folded = jax.tree.map(np.asarray, model.prompt.fold(params["prompt"]))
+  shapes = {path: leaf.shape for path, leaf in trees.flatten(
+    abstract_params(served)["prompt"]).items()}
+  assert {path: leaf.shape for path, leaf in trees.flatten(folded).items()} == shapes
+  params_served = {"backbone": params["backbone"], "prompt": folded}
+  for ours, wanted in zip(forward(served)(params_served, batch(model)),
+                          forward(model)(params, batch(model)), strict=True):
+    near(ours, wanted)
+  assert served.prompt.served() == served.prompt
 
 
 @every_case
@@ -100,6 +129,9 @@ def test_gradients_reach_each_layer_and_each_row(case):
   assert trees.flatten(gradient).keys() == axes.keys()
   for path, leaf in trees.flatten(gradient).items():
     kept = ("layers", "prompt", "prompt_bank", "kv")
+    if path.rsplit("/", 1)[-1].startswith(trees.CONSTANT):
+      assert not leaf.any(), path
+      continue
     reduced = tuple(i for i, name in enumerate(axes[path]) if name not in kept)
     assert (np.abs(leaf).max(axis=reduced) > 1e-4).all(), path
 
@@ -173,9 +205,11 @@ def test_mixed_batch_equals_separate_batches(case):
   alone = Case(case.name, case.make).model()
   params, data = random_params(bank), batch(bank)
   mixed = forward(bank)(params, data)
+  axes = trees.flatten(logical_axes(bank)["prompt"])
   for n in range(case.num_prompts):
-    # A bank of one prompt has no bank axis, or one of size 1.
+    # A bank of one prompt has no bank axis, or one of size 1; other leaves serve every prompt.
     prompt = {path: np.reshape(params["prompt"][path][n], leaf.shape)
+              if "prompt_bank" in axes[path] else params["prompt"][path]
               for path, leaf in abstract_params(alone)["prompt"].items()}
     single = forward(alone)({"backbone": params["backbone"], "prompt": prompt}, data)
     rows = data["prompt_ids"] == n

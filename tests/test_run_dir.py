@@ -195,7 +195,7 @@ def test_loss_png_is_a_picture(run):
 
 def test_a_prompt_is_written_whole_and_in_float32(run):
   table = np.arange(6, dtype=np.float64).reshape(2, 3) / 7
-  run.write_prompt(table)
+  run.write_prompt({"embedding": table}, {})
   read = np.load(run.path / "prompt.npy")
   assert read.dtype == np.float32 and np.array_equal(read, table.astype(np.float32))
   assert not list(run.path.glob("*partial*"))
@@ -204,7 +204,8 @@ def test_a_prompt_is_written_whole_and_in_float32(run):
 @pytest.mark.parametrize("write, name", [
   (lambda run: run.write_summary({"new": 1}), "summary.json"),
   (lambda run: run.write_config("new"), "config.gin"),
-  (lambda run: run.write_prompt(np.zeros((1, 2))), "prompt.npy"),
+  (lambda run: run.write_prompt({"embedding": np.zeros((1, 2))}, {}), "prompt.npy"),
+  (lambda run: run.write_prompt({"a": np.zeros((1, 2))}, {}), "prompt.safetensors"),
   (lambda run: run.plot(), "loss.png")])
 def test_a_full_disk_is_an_error_and_the_old_file_stays(run, monkeypatch, write, name):
   (run.path / name).write_bytes(b"old")

@@ -26,8 +26,8 @@ class TrainedCheckpoints:
     _clear(self._folder)
     self._managers = {name: self._manager(name) for name in ("last", "best")}
 
-  def latest_step(self) -> int | None:
-    return self._managers["last"].latest_step()
+  def latest_step(self, *, best: bool = False) -> int | None:
+    return self._managers["best" if best else "last"].latest_step()
 
   def save(self, state: TrainState, counters: dict[str, Any], *, best: bool = False) -> None:
     """Writes one step and then drops the one before.

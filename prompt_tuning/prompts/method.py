@@ -5,11 +5,14 @@ Reparameterisations (an MLP, an LSTM, low-rank factors) help training and are of
 run trains one and leaves the other.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import Sources
 
@@ -27,6 +30,8 @@ class PromptMethod(nn.Module):
   reads_input = False
   # N of a bank: above 1 every row of a batch names its prompt (`PromptContext.prompt_ids`).
   num_prompts = 1
+  # Whether it has dropout of its own, which training enables whatever the backbone's rate is.
+  has_dropout = False
 
   @property
   def num_virtual_tokens(self) -> int:
@@ -35,6 +40,31 @@ class PromptMethod(nn.Module):
 
   def __call__(self, context: PromptContext, enable_dropout: bool = False) -> PromptValues:
     raise NotImplementedError
+
+  def with_vocabulary(self, encode: Callable[[str], Sequence[int]]) -> "PromptMethod":
+    """The method that knows what it must of the vocabulary; itself where that is nothing.
+
+    Args:
+      encode: text -> ids, without the end of the sequence.
+    """
+    return self
+
+  def choose(self, bank: Array, context: PromptContext) -> Array:
+    """Each row's prompt of a bank: `[N, ...] -> [B, ...]`; of one prompt `[1, ...]`, for all rows.
+
+    Raises:
+      UserError: there are several, and the batch does not say which.
+    """
+    if self.num_prompts == 1:
+      return bank
+    if context.prompt_ids is None:
+      if not self.is_initializing():
+        raise UserError("A bank of prompts was used without prompt ids", found="prompt_ids=None",
+                        wanted=f"[B] ids below {self.num_prompts}",
+                        fix="give the batch `prompt_ids`, or set num_prompts to 1")
+      # Initialisation has no batch; prompt 0 has the right shape.
+      return bank[:1]
+    return jnp.take(bank, jnp.clip(context.prompt_ids, 0, self.num_prompts - 1), axis=0)
 
   def initial_params(self, key: Array, params: dict, sources: Sources) -> dict:
     """The tree to start training from.

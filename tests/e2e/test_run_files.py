@@ -52,7 +52,9 @@ def test_pretraining_then_lm_adaptation_then_a_prompt(tmp_path):
   metadata = json.loads((tmp_path / "pretrained/backbone/backbone.json").read_text())
   assert metadata["fingerprint"] and metadata["corpus"] == summary["corpus"]
 
-  pages = Folder(tmp_path, ("models/tiny.gin", "runs/lm_adapt.gin"), PAGES)
+  # The paper's objective alone, as the file says.
+  pages = Folder(tmp_path, ("models/tiny.gin", "runs/lm_adapt.gin"),
+                 PAGES + "RATES = {'prefix_lm': 1.0}\nOBJECTIVES = {}\n")
   adapted = pages.train("adapted", INITIAL_CHECKPOINT_PATH=str(tmp_path / "pretrained"), **macros)
   assert set(trees.differences(first.params, adapted.params)) == set(trees.flatten(first.params))
   assert pages.summary("adapted")["backbone"]["fingerprint"] == metadata["fingerprint"]

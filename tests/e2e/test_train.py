@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from toy_runs import Folder
 
 from prompt_tuning import config, partitioning, scoring, train_state, trees
-from prompt_tuning import train as train_module
+from prompt_tuning import train_loop as train_module
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.train import TrainConfig, train

@@ -25,6 +25,7 @@ interfaces.T5Config.head_dim = 8
 interfaces.T5Config.mlp_dim = 32
 interfaces.T5Config.num_encoder_layers = 2
 interfaces.T5Config.num_decoder_layers = 2
+interfaces.T5Config.logits_via_embedding = False
 """
 TOY = """
 MIXTURE_OR_TASK_NAME = 'toy_labels'

@@ -7,7 +7,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.tasks import table
-from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
 TEXTS = tuple((f"row {i}", "yes" if i % 4 else "no") for i in range(24))
 
@@ -29,8 +29,17 @@ def to_text(row):
   return dict(row)
 
 
+def to_opposite(row):
+  return row | {"targets": "no" if row["targets"] == "yes" else "yes"}
+
+
 table.add(TaskSpec(name="toy_labels", source=InMemory(), to_text=to_text, labels=("yes", "no"),
                    metrics=("accuracy",)))
+_OPPOSITE = TaskSpec(name="toy_opposite", source=InMemory(), to_text=to_opposite,
+                     labels=("yes", "no"), metrics=("accuracy",))
+table.add(_OPPOSITE)
+table.add(MixtureSpec(name="toy_two", tasks=(table.spec("toy_labels"), _OPPOSITE),
+                      rates={"toy_labels": 1.0, "toy_opposite": 1.0}))
 
 
 def _dataset(split, shuffle_files=False, seed=None):

@@ -1,0 +1,193 @@
+"""Every method on the shipped model: learning rates chosen on validation rows, then three seeds.
+
+  python benchmarks/outside_data.py DATA_DIR runs/outside
+  python -m benchmarks.methods runs/outside runs/methods --shard 0/2 &
+  python -m benchmarks.methods runs/outside runs/methods --shard 1/2
+  python -m benchmarks.methods runs/outside runs/methods --table
+
+A method's rate is the one of its three that does best on the validation split with seed 0; with it
+the seeds 1 and 2 are run, and the test split is evaluated once a seed. A run is a folder; finished
+runs are not repeated, a stopped one resumes. The table is that of docs/methods.md.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import pathlib
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import shipped_model
+from prompt_tuning import host_memory, main
+
+TASKS = ("docstring_library", "sst2", "e2e")
+SEEDS = (0, 1, 2)
+STEPS, EVAL_PERIOD = 300, 100
+# The metric that a rate is chosen by, more is better: (name, sign).
+CHOSEN_BY = {"docstring_library": ("accuracy", 1), "sst2": ("accuracy", 1), "e2e": ("loss", -1)}
+
+PROMPT_RATES = (0.03, 0.1, 0.3)
+TUNING_RATES = (0.003, 0.01, 0.03)
+# AdamW's, for what a method computes its vectors with and for light modules.
+WEIGHT_RATES = (0.001, 0.003, 0.01)
+LABELS = {"sst2": ("terrible", "wonderful")}
+
+
+def _method(file: str, *flags: str, rates: Sequence[float] = PROMPT_RATES,
+            run: str = "runs/prompt_tune.gin") -> tuple[list[str], Sequence[float]]:
+  return [f"--gin_file=prompts/{file}.gin", f"--gin_file={run}", *flags], rates
+
+
+ADAMW = "runs/adamw_tune.gin"
+LENGTH = "--gin.PROMPT_LENGTH=20"
+VOCABULARY = "--gin_file=inits/sampled_vocab.gin"
+METHODS = {
+  "model tuning": _method("none", run="runs/model_tune.gin", rates=TUNING_RATES),
+  "last decoder layer": _method("none", "--gin.TRAINABLE=('decoder/layers/.*[-1:]',)",
+                                run="runs/model_tune.gin", rates=TUNING_RATES),
+  "norms only": _method("none", "--gin.TRAINABLE=('.*/scale',)", run="runs/model_tune.gin",
+                        rates=TUNING_RATES),
+  "soft prompt": _method("soft", LENGTH, VOCABULARY),
+  "soft prompt after the input": _method("soft", LENGTH, VOCABULARY,
+                                         "--gin.PROMPT_TEMPLATE='{inputs}{prompt}'"),
+  "prefix": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=64",
+                    run=ADAMW, rates=WEIGHT_RATES),
+  "prefix, no MLP": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=None",
+                            run=ADAMW, rates=WEIGHT_RATES),
+  "P-tuning": _method("ptuning", LENGTH, run=ADAMW, rates=WEIGHT_RATES),
+  "deep prompts": _method("deep", LENGTH, VOCABULARY),
+  "low-rank prompt": _method("low_rank", LENGTH, VOCABULARY),
+  "residual prompt": _method("residual", LENGTH, VOCABULARY, run=ADAMW,
+                             rates=WEIGHT_RATES),
+  "LoRA": _method("lora", run=ADAMW, rates=WEIGHT_RATES),
+  "IA3": _method("ia3", run=ADAMW, rates=WEIGHT_RATES),
+  "adapters": _method("adapter", run=ADAMW, rates=WEIGHT_RATES),
+  "soft prompt + LoRA": _method("combined", LENGTH, VOCABULARY, run=ADAMW, rates=WEIGHT_RATES),
+}
+ONLY_CLASSES = {"WARP": _method("warp", LENGTH, VOCABULARY)}
+
+
+def cells() -> Iterator[tuple[str, str]]:
+  """(task, method)."""
+  for task in TASKS:
+    for method in METHODS | (ONLY_CLASSES if task in LABELS else {}):
+      yield task, method
+
+
+def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> None:
+  """The search, then the seeds; writes `<task>/<method>.json`."""
+  flags, rates = (METHODS | ONLY_CLASSES)[method]
+  record = out / task / f"{method}.json"
+  if record.is_file():
+    return
+  if method in ONLY_CLASSES:
+    flags = [*flags, f"--gin.CLASS_LABELS={list(LABELS[task])!r}"]
+  metric, sign = CHOSEN_BY[task]
+  searched = {}
+  for rate in rates:
+    found = _train(task, flags, rate, 0, data, out / task / f"{method}-{rate}-0")
+    searched[rate] = found["best"][metric]
+  best = max(searched, key=lambda rate: sign * searched[rate])
+  runs = []
+  for seed in SEEDS:
+    folder = out / task / f"{method}-{best}-{seed}"
+    summary = _train(task, flags, best, seed, data, folder)
+    shipped_model.command(["eval", f"--gin.MODEL_DIR={str(folder)!r}", "--gin.SPLIT='test'"],
+                          folder.with_name(folder.name + ".log"))
+    metrics = dict(json.loads(next(folder.glob("eval_*_test.json")).read_text())["metrics"])
+    if task == "e2e":
+      metrics["bleu_all_references"] = shipped_model.multi_reference_bleu(
+        next(folder.glob("predictions_*_test.jsonl")), data / "e2e_references.json")
+    runs.append({"seed": seed, "metrics": metrics, "steps": summary["steps"],
+                 "seconds": summary["seconds"]["steps"]})
+  sizes = _sizes(flags)
+  record.write_text(json.dumps({
+    "task": task, "method": method, "flags": flags, "rates": searched, "rate": best, "runs": runs,
+    "trained_parameters": sizes["trained_parameters"], "served_bytes": sizes["served_bytes"]},
+    indent=2) + "\n")
+  print(f"{task}, {method}: {[run['metrics'] for run in runs]}", flush=True)
+
+
+def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathlib.Path,
+           folder: pathlib.Path) -> dict[str, Any]:
+  """One `prompt-tuning train`; its summary."""
+  summary = folder / "summary.json"
+  if not (summary.is_file() and json.loads(summary.read_text()).get("steps") == STEPS):
+    generated = shipped_model.GENERATED_FLAGS if task in shipped_model.GENERATED else []
+    shipped_model.command(
+      ["train", "--gin_file=models/tiny.gin", *flags, *shipped_model.task_flags(task, data),
+       f"--gin.LEARNING_RATE={rate}", f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={STEPS}",
+       f"--gin.EVAL_PERIOD={EVAL_PERIOD}", "--gin.SCAN_LAYERS=False",
+       f"--gin.MODEL_DIR={str(folder)!r}", *generated], folder.with_name(folder.name + ".log"))
+    # Compiled programs of a run are of no use to the next one.
+    jax.clear_caches()
+  return json.loads(summary.read_text())
+
+
+def _sizes(flags: Sequence[str]) -> dict[str, Any]:
+  """What `prompt-tuning info` says."""
+  wanted = [flag for flag in flags if not flag.startswith("--gin_file=runs/")]
+  if "--gin_file=prompts/none.gin" in flags and not any("TRAINABLE" in flag for flag in flags):
+    wanted.append("--gin.TRAINABLE=('.*',)")
+  with contextlib.redirect_stdout(io.StringIO()) as shown:
+    main.main(["info", "--gin_file=models/tiny.gin", *wanted, "--json"])
+  return json.loads(shown.getvalue())
+
+
+def table(out: pathlib.Path) -> None:
+  """Prints the Markdown table of what is there."""
+  records = [json.loads(path.read_text()) for path in out.glob("*/*.json")]
+  found = {(record["task"], record["method"]): record for record in records}
+  soft = {task: _step_time(found[task, "soft prompt"]) for task in TASKS
+          if (task, "soft prompt") in found}
+  print("| method | trained | served bytes | " + " | ".join(
+    f"{task} | rate | step" for task in TASKS) + " |")
+  print("|---" * (3 + 3 * len(TASKS)) + "|")
+  for method in METHODS | ONLY_CLASSES:
+    rows = [found.get((task, method)) for task in TASKS]
+    known = next((row for row in rows if row), None)
+    if known is None:
+      continue
+    cells_ = [f"{_score(row)} | {row['rate']} | {_step_time(row) / soft[task]:.2f}"
+              if row and task in soft else "not run | | "
+              for task, row in zip(TASKS, rows, strict=True)]
+    print(f"| {method} | {known['trained_parameters']:,} | {known['served_bytes']:,} | "
+          + " | ".join(cells_) + " |")
+
+
+def _score(record: dict[str, Any]) -> str:
+  name = "bleu_all_references" if record["task"] == "e2e" else "accuracy"
+  values = [run["metrics"][name] for run in record["runs"]]
+  return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def _step_time(record: dict[str, Any]) -> float:
+  return statistics.median(run["seconds"] / run["steps"] for run in record["runs"])
+
+
+def run_all() -> None:
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("data", type=pathlib.Path, help="what outside_data.py wrote")
+  parser.add_argument("out", type=pathlib.Path)
+  parser.add_argument("--only", default="", help="part of `task, method`")
+  parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell")
+  parser.add_argument("--table", action="store_true", help="print what is there")
+  options = parser.parse_args()
+  if options.table:
+    table(options.out)
+    return
+  host_memory.keep_freed_memory()
+  index, count = map(int, options.shard.split("/"))
+  chosen = [cell for cell in cells() if options.only in ", ".join(cell)]
+  for cell in chosen[index::count]:
+    (options.out / cell[0]).mkdir(parents=True, exist_ok=True)
+    run_cell(*cell, options.data, options.out)
+
+
+if __name__ == "__main__":
+  run_all()
