@@ -97,3 +97,22 @@ def test_info_and_tasks_do_not_import_tensorflow():
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith("[]")
+
+
+def test_methods_side_by_side(capsys):
+  flags = ["info", "--gin_file=models/t5_1_1_small.gin", "--methods", "--json"]
+  assert main([*flags, "--gin.CLASS_LABELS=['yes', 'no']", "--gin.LORA_RANK=4"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  # D 512, F 1024, 6 heads of 64, 8 + 8 layers.
+  assert found["soft"]["trained_parameters"] == 100 * 512
+  assert found["model tuning"]["served_parameters"] == 76_961_152
+  assert found["lora"]["trained_parameters"] == 2 * 8 * 3 * 4 * (512 + 384)
+  assert found["ia3"]["trained_parameters"] == 8 * 3 * 2 * 384 + 8 * 2 * 1024
+  assert found["prefix"]["served_parameters"] == 3 * 8 * 2 * 10 * 6 * 64
+  assert found["ptuning"]["served_parameters"] < found["ptuning"]["trained_parameters"]
+  assert "SOURCE_PROMPTS" in found["attempt"]
+
+
+def test_a_macro_that_no_method_reads_is_an_error(capsys):
+  assert main(["info", "--gin_file=models/tiny.gin", "--methods", "--gin.LORA_RANG=4"]) == 2
+  assert capsys.readouterr().err.startswith("No method reads these macros")

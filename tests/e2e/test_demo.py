@@ -24,7 +24,7 @@ def test_the_demo_shows_what_was_learned(tmp_path, monkeypatch, capsys):
   for expected in ("prompt-tuning train --gin_file=models/tiny.gin", "majority class",
                    "frozen T5, no prompt", "frozen T5, learned prompt", "examples", "240",
                    "some predictions", "nearest words",
-                   "Trained 2,560 of 2,831,872 parameters (0.09%)", str(target)):
+                   "Trained 5,120 of 2,966,272 parameters (0.17%)", str(target)):
     assert expected in printed, expected
   for name in ("prompt.npy", "metrics.csv", "loss.png", "summary.json", "config.gin"):
     assert (target / name).is_file(), name

@@ -47,6 +47,16 @@ def test_every_shipped_method_is_run_here():
   assert shipped - {"none", "attempt"} == MACROS.keys()
 
 
+def test_attempt_starts_from_the_prompts_of_other_runs_and_keeps_them(tmp_path, capsys):
+  folder_of(tmp_path, "soft").train("source", PROMPT_LENGTH=4)
+  source = np.load(tmp_path / "source/prompt.npy")
+  folder = folder_of(tmp_path, "attempt")
+  folder.train("run", PROMPT_LENGTH=4, SOURCE_PROMPTS=[str(tmp_path / "source")])
+  saved = load_file(tmp_path / "run/prompt.safetensors")
+  np.testing.assert_array_equal(saved["constant_sources"], source[None])
+  assert main(["eval", f"--gin.MODEL_DIR={str(tmp_path / 'run')!r}"]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", MACROS)
 def test_a_run_is_evaluated_from_what_it_left(method, tmp_path, capsys):
   folder = folder_of(tmp_path, method)
