@@ -83,9 +83,12 @@ def test_norm_of_large_half_precision_values_is_finite():
   np.testing.assert_allclose(y, 1.0, rtol=1e-3)
 
 
-def test_a_hook_sees_the_input_and_the_output():
+def test_a_hook_stands_around_the_projection():
   x = jax.random.normal(jax.random.key(0), (2, 8))
   module = Dense(CONFIG, 6, ("embed", "mlp"))
   y, params = module.init_with_output(jax.random.key(1), x)
-  hooked = module.apply(params, x, lambda x, y: 2 * y + x.sum(-1, keepdims=True))
-  np.testing.assert_allclose(hooked, 2 * y + x.sum(-1, keepdims=True), rtol=1e-6)
+  def hook(x, project):
+    return project(3 * x) + x.sum(-1, keepdims=True)
+
+  hooked = module.apply(params, x, hook)
+  np.testing.assert_allclose(hooked, 3 * y + x.sum(-1, keepdims=True), rtol=1e-5)

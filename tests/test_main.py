@@ -76,7 +76,7 @@ def test_without_a_command(capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-  (["trian"], "did you mean 'train'?"),
+  (["trian"], "did you mean 'train'"),
   (["info", "--gin_fil=x"], "did you mean '--gin_file'"),
   (["info", "--jsn"], "did you mean '--json'?"),
   (["tasks", "--gin.SPLIT=test"], "`prompt-tuning tasks` does not take --gin.SPLIT"),

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import struct
 from jax import Array
 
 from prompt_tuning.checkpoints import hf, loading
 from prompt_tuning.interfaces import PromptContext, PromptValues, StackValues, T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params
+from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.t5 import T5
 
 pytestmark = pytest.mark.parity
@@ -52,12 +52,10 @@ class Record:
     return jax.pure_callback(keep, jax.ShapeDtypeStruct(x.shape, x.dtype), self.layer, x)
 
 
-class Recorder(nn.Module):
+class Recorder(PromptMethod):
   """A prompt method without virtual tokens that records."""
 
-  config: T5Config
   store: object
-  num_virtual_tokens = 0
 
   def __call__(self, context: PromptContext, enable_dropout: bool = False) -> PromptValues:
     return PromptValues(
