@@ -67,8 +67,8 @@ def token_lengths(row: TaskSpec, tokenizer: vocabularies.Tokenizer,
   result = {}
   for split in row.source.splits:
     found: dict[str, list[int]] = {}
-    for raw in row.source.rows(split):
-      for feature, text in row.to_text(raw).items():
+    for example in row.examples(split):
+      for feature, text in example.items():
         if feature in ("inputs", "targets"):
           found.setdefault(feature, []).append(len(tokenizer.encode(text)) + 1)
     result[split] = {feature: np.array(values) for feature, values in found.items()}

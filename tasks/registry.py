@@ -137,9 +137,8 @@ def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
   keys = ("targets",) if row.objective is not None else ("inputs", "targets")
 
   def texts():
-    for raw in row.source.rows(split):
-      text = row.to_text(raw)
-      yield {key: text[key] for key in keys}
+    for example in row.examples(split):
+      yield {key: example[key] for key in keys}
 
   return tf.data.Dataset.from_generator(
     texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})

@@ -1,6 +1,6 @@
 """The table of tasks: the rows that come with the package, and those a user adds."""
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
@@ -60,7 +60,7 @@ def num_rows(name: str) -> dict[str, int]:
   return {split: sum(1 for _ in row.source.rows(split)) for split in row.source.splits}
 
 
-def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, str]]:
+def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, Any]]:
   """The first texts of a split as the model gets them before tokenisation.
 
   Rows of a denoising task have only `targets`.
@@ -72,11 +72,7 @@ def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, 
   if split not in row.source.splits:
     raise UserError(f"task {name!r} has no split {split!r}", found=split,
                     wanted=", ".join(row.source.splits), fix=nearest(split, row.source.splits))
-  return [row.to_text(raw) for raw, _ in zip(_rows_of(row, split), range(count), strict=False)]
-
-
-def _rows_of(row: TaskSpec, split: str) -> Iterator[dict[str, Any]]:
-  return row.source.rows(split)
+  return list(itertools.islice(row.examples(split), count))
 
 
 def _task(name: str) -> TaskSpec:
