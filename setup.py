@@ -50,10 +50,12 @@ setup(
     packages=[
         *find_packages(include=["prompt_tuning", "prompt_tuning.*"]),
         "prompt_tuning.tasks",
+        "prompt_tuning.tasks.datasets",
         "prompt_tuning.gin_configs",
     ],
     package_dir={
         "prompt_tuning.tasks": "tasks",
+        "prompt_tuning.tasks.datasets": "tasks/datasets",
         "prompt_tuning.gin_configs": "gin_configs",
     },
     package_data={

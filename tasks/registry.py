@@ -42,7 +42,7 @@ def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
     _import(module)
   if not isinstance(name, str):
     return build(name, vocabulary=vocabulary)
-  if name in table.names():
+  if table.has(name):
     return build(name, vocabulary=vocabulary)
   registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
   if name in registered:

@@ -54,7 +54,8 @@ class TaskSpec:
 
   Attributes:
     name: the name that `MIXTURE_OR_TASK_NAME` takes.
-    source: the raw rows. A row may say in `where` which file and line it is from.
+    source: the raw rows. A row may say in `where` which file and line it is from, and in `unusable`
+      why it is no row.
     to_text: a row -> an example.
     labels: all the targets there are, or None.
     metrics: names of functions in `metrics.py`; `name:value` gives a metric its argument (the
@@ -63,6 +64,9 @@ class TaskSpec:
     description: one line for the list.
     expand: training has an example for each of the references; evaluation one a row.
     in_training: which rows training uses, where it does not use all.
+    prefix: what names the task at the start of every input; without it the task is "taskless".
+    sizes: split -> its number of rows as published, for the list.
+    variant: what tells this row from the table's one of the same name (`variants.py`).
   """
 
   name: str
@@ -74,6 +78,9 @@ class TaskSpec:
   description: str = ""
   expand: bool = False
   in_training: Callable[[Row], bool] | None = None
+  prefix: str = ""
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  variant: str = ""
 
   def __post_init__(self):
     _check_name(self.name)
@@ -103,6 +110,8 @@ class TaskSpec:
         continue
       where = row.get("where") or f"row {count} of {split}"
       try:
+        if "unusable" in row:
+          raise Unusable(row["unusable"])
         example = self.to_text(row)
       except Unusable as reason:
         left_out.append(f"{where}: {reason}")

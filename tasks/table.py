@@ -5,14 +5,33 @@ from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.tasks import docstring_tasks
+from prompt_tuning.tasks.datasets import (
+  classification,
+  cloze,
+  data_to_text,
+  glue,
+  question_answering,
+  summarization,
+  super_glue,
+  web_text,
+)
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
-_rows: dict[str, TaskSpec | MixtureSpec] = {row.name: row for row in docstring_tasks.ROWS}
+_rows: dict[str, TaskSpec | MixtureSpec] = {
+  row.name: row for module in (docstring_tasks, glue, super_glue, question_answering, data_to_text,
+                               summarization, classification, web_text) for row in module.ROWS}
+# Rows of an argument: `lama_trex:P19`.
+_families = {cloze.NAME: cloze.spec}
 
 
 def names() -> tuple[str, ...]:
   """Names of all tasks and mixtures, in the order they were added."""
   return tuple(_rows)
+
+
+def has(name: str) -> bool:
+  """Whether a row has this name, or a family of rows its start."""
+  return name in _rows or name.partition(":")[0] in _families
 
 
 def spec(name: str) -> TaskSpec | MixtureSpec:
@@ -21,9 +40,12 @@ def spec(name: str) -> TaskSpec | MixtureSpec:
   Raises:
     UserError: there is none; near misses are named.
   """
+  family = name.partition(":")[0]
+  if name not in _rows and family in _families:
+    return _families[family](name)
   if name not in _rows:
     raise UserError(f"there is no task {name!r}", found=name,
-                    wanted="a name that `prompt-tuning tasks` lists", fix=nearest(name, _rows))
+                    wanted="a name that `prompt-tuning tasks` lists", fix=nearest(name, [*_rows, *_families]))
   return _rows[name]
 
 
