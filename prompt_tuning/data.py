@@ -201,6 +201,8 @@ def _chunks(task: seqio.Task, split: str, seed: int | None,
   with_text = seed is None and all(
       key in spec and spec[key].dtype == tf.string and spec[key].shape.rank == 0
       for key in texts.values())
+  if with_text and "extras" in spec:  # what the metrics want besides (`tasks/metrics.py`)
+    texts["extras_text"] = "extras"
   kept = [*FEATURES, *(texts.values() if with_text else ())]
   options = tf.data.Options()
   options.deterministic = True

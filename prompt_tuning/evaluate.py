@@ -25,6 +25,8 @@ from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.metrics import Target
+from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
@@ -98,6 +100,8 @@ class Evaluator:
     self.report = LengthReport.of(self._caches, self._lengths)
     self.method = self._method()
     self._labels = self._label_ids() if self.method == "rank" else None
+    if self.method != "loss":
+      self._check_targets()
 
   @property
   def chosen_by(self) -> str:
@@ -131,8 +135,8 @@ class Evaluator:
     votes = np.eye(probs.shape[-1])[probs.argmax(axis=-1)].sum(axis=0)
     # A mean is at most 1: half of it decides between equal counts, and nothing else.
     chosen = {"majority_vote": votes + mean / 2, "mean_probability": mean}
-    targets, labels = results[0].targets, self._spec.labels
-    known = [labels.index(target) for target in targets]
+    targets, labels = _targets(self._rows()), self._spec.labels
+    known = [labels.index(target.text) for target in targets]
     found = {}
     for name, values in chosen.items():
       choices = values.argmax(axis=1)
@@ -144,8 +148,8 @@ class Evaluator:
 
   def majority(self) -> dict[str, float]:
     """The most frequent target of this split, predicted for every row (classification)."""
-    targets = [row["targets_text"] for row in self._rows()]
-    values, counts = np.unique(targets, return_counts=True)
+    targets = _targets(self._rows())
+    values, counts = np.unique([target.text for target in targets], return_counts=True)
     return self._metrics(targets, [str(values[np.argmax(counts)])] * len(targets))
 
   def _method(self) -> str:
@@ -228,9 +232,9 @@ class Evaluator:
     scores = np.concatenate(scores)
     rows = self._rows()
     labels = self._spec.labels
-    targets = [row["targets_text"] for row in rows]
+    targets = _targets(rows)
     predictions = [labels[i] for i in scores.argmax(axis=1)]
-    known = [labels.index(t) for t in targets]
+    known = [labels.index(target.text) for target in targets]
     # Renormalised over the labels: what the choice was made by.
     log_probs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     metrics = self._metrics(targets, predictions)
@@ -238,7 +242,8 @@ class Evaluator:
     metrics["label_loss"] = float(-log_probs[np.arange(len(rows)), known].mean())
     metrics["loss"] = float(-scores[np.arange(len(rows)), known].sum()
                             / sum((self._labels[k] != 0).sum() for k in known))
-    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions, log_probs)
+    return Result(metrics, [row["inputs_text"] for row in rows],
+                  [target.text for target in targets], predictions, log_probs)
 
   def _decode(self, call) -> Result:
     predictions, losses = [], []
@@ -249,10 +254,11 @@ class Evaluator:
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
       losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
     rows = self._rows()
-    targets = [row["targets_text"] for row in rows]
+    targets = _targets(rows)
     metrics = self._metrics(targets, predictions)
     metrics["loss"] = _mean_loss(losses)
-    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
+    return Result(metrics, [row["inputs_text"] for row in rows],
+                  [target.text for target in targets], predictions)
 
   def _loss(self, call) -> Result:
     own, gaps, examples = [], [], 0
@@ -274,11 +280,33 @@ class Evaluator:
       metrics["encoder_gap"] = _mean_loss(gaps)
     return Result(metrics, [], [], [])
 
-  def _metrics(self, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+  def _check_targets(self) -> None:
+    """Every target is known, and one of the labels, before any weight is read."""
+    labels = self._spec.labels if self.method == "rank" else None
+    for each, cache, limit in zip(self._tasks, self._caches, self._limits(), strict=True):
+      for row in range(limit):
+        text = cache.text("targets_text", row)
+        if text == UNLABELLED:
+          raise UserError(f"The split {self._settings.split!r} of {each.name!r} has no labels",
+                          found=f"row {row}: its label is not published", wanted="known targets",
+                          fix="evaluate another split; `prompt-tuning infer` needs no targets")
+        if labels is not None and text and text not in labels:
+          raise UserError(f"A target of {each.name!r} is none of its labels",
+                          found=f"{text!r} in row {row} of {self._settings.split!r}",
+                          wanted="one of " + ", ".join(map(repr, labels)),
+                          fix="correct the task's labels or its data")
+
+  def _metrics(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {"examples": float(len(targets))}
+    # Functions of a user's own seqio task know nothing of ours: they get texts.
+    known = targets if self._spec is not None else [target.text for target in targets]
     for metric in self._tasks[0].metric_fns:
-      values |= {name: float(value) for name, value in metric(targets, predictions).items()}
+      values |= {name: float(value) for name, value in metric(known, predictions).items()}
     return values
+
+
+def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+  return [Target.parse(row["targets_text"], row["extras_text"]) for row in rows]
 
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

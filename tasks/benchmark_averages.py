@@ -17,7 +17,7 @@ BENCHMARKS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "mrpc": (("mrpc", "f1"), ("mrpc", "accuracy")),
     "stsb": (("stsb", "pearson"), ("stsb", "spearman")),
     "qqp": (("qqp", "f1"), ("qqp", "accuracy")),
-    "mnli": (("mnli_matched", "accuracy"), ("mnli_mismatched", "accuracy")),
+    "mnli": (("mnli", "accuracy"), ("mnli_mismatched", "accuracy")),
     "qnli": (("qnli", "accuracy"),),
     "rte": (("rte", "accuracy"),),
     "wnli": (("wnli", "accuracy"),),

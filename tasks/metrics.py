@@ -101,10 +101,12 @@ def bind(name: str, labels: Sequence[str] | None) -> Metric:
 
   def bound(targets, predictions):
     rows = [target if isinstance(target, Target) else Target(target) for target in targets]
-    wanted = {"labels": labels, "argument": argument, "references": _references(rows),
-              "groups": _column(rows, "group", name), "row_labels": _column(rows, "label", name)}
+    wanted = {"labels": lambda: labels, "argument": lambda: argument,
+              "references": lambda: _references(rows),
+              "groups": lambda: _column(rows, "group", name),
+              "row_labels": lambda: _column(rows, "label", name)}
     found = metric([row.text for row in rows], predictions,
-                   **{key: value for key, value in wanted.items() if key in takes})
+                   **{key: value() for key, value in wanted.items() if key in takes})
     if labels is None or metric in _FREE_TEXT:
       return found
     return {**found, **not_a_label(predictions, labels)}

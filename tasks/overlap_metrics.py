@@ -93,7 +93,7 @@ def _sacrebleu(function: str, targets: Sequence[str], predictions: Sequence[str]
   _, chosen, known = first_of_group(targets, predictions, references, groups)
   if not chosen:
     return 0.0
-  # sacrebleu wants the first references of all rows, then the second ones; None where there is none.
+  # sacrebleu wants the first references of all rows, then the second ones; None for none.
   streams = [[texts[i].strip() if i < len(texts) else None for texts in known]
              for i in range(max(map(len, known)))]
   found = getattr(sacrebleu, function)([text.strip() for text in chosen], streams, **settings)

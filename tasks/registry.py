@@ -6,6 +6,7 @@ mixtures of its own under any name. Examples of a built task have
 
   inputs, targets                            int32 ids that end with EOS, not trimmed
   inputs_pretokenized, targets_pretokenized  texts (not with a denoising objective)
+  extras                                     what metrics want besides (`metrics.pack_extras`)
 """
 
 import functools
@@ -79,6 +80,7 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
     source=seqio.FunctionDataSource(functools.partial(_dataset, row), splits=row.source.splits),
     preprocessors=_preprocessors(row, leading_sentinel),
     output_features={"inputs": feature, "targets": feature},
+    postprocess_fn=_postprocess,
     metric_fns=[metrics.bind(metric, row.labels) for metric in row.metrics])
   _built[name] = row
   return task
@@ -134,14 +136,29 @@ def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
              seed: int | None = None) -> tf.data.Dataset:
   """Texts of a split, in the source's order: who trains permutes the indexed cache instead."""
   del shuffle_files, seed
-  keys = ("targets",) if row.objective is not None else ("inputs", "targets")
+  keys = ("targets",) if row.objective is not None else ("inputs", "targets", "extras")
 
   def texts():
     for example in row.examples(split):
-      yield {key: example[key] for key in keys}
+      # Only evaluation asks for them: beside every training example they would be many.
+      extras = "" if split == "train" else metrics.pack_extras(example)
+      yield {key: {**example, "extras": extras}[key] for key in keys}
 
   return tf.data.Dataset.from_generator(
     texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})
+
+
+def _postprocess(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+                 ) -> str | metrics.Target:
+  """For seqio's own evaluation, which T5X uses: targets with their extras."""
+  if not is_target or example is None:
+    return text
+  return metrics.Target.parse(*(_text(example.get(key, other)) for key, other in (
+    ("targets_pretokenized", text), ("extras", ""))))
+
+
+def _text(value: bytes | str) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _preprocessors(row: TaskSpec, leading_sentinel: bool) -> list[Any]:
