@@ -166,9 +166,9 @@ def _eval(arguments: Arguments) -> int:
   arguments.load("eval")
   with quiet_imports():
     from prompt_tuning import run_report
-    from prompt_tuning.eval_run import EvalConfig, evaluate_run
-  settings = config.build(EvalConfig)
-  run_report.evaluated(settings, evaluate_run(settings))
+    from prompt_tuning.eval_mixture import evaluate
+    from prompt_tuning.eval_run import EvalConfig
+  run_report.evaluated(evaluate(config.build(EvalConfig)))
   return 0
 
 

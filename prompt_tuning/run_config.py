@@ -198,6 +198,7 @@ class TaskConfig:
     feature_lengths: TASK_FEATURE_LENGTHS, {"inputs": T, "targets": U} in real tokens.
     source: an object whose `spec()` makes the task `name` (a user's files, a text corpus), or None.
     use_cached: USE_CACHED_TASKS, read seqio's offline cache.
+    cached_dirs: CACHED_TASKS_DIRS, where `seqio_cache_tasks` put it.
     pack: several examples a row (pre-training).
     stochastic: a user's own seqio task draws random numbers, so each epoch is made anew. (Of this
       package's tasks it is known.)
@@ -210,6 +211,7 @@ class TaskConfig:
   module: str | None = None
   source: Any = None
   use_cached: bool = False
+  cached_dirs: Sequence[str] = ()
   pack: bool = False
   stochastic: bool = False
   max_truncated_inputs: float = 0.05

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prompt_tuning.tasks import table, vocabularies
-from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+from prompt_tuning.tasks.spec import MixtureSpec, Proportional, TaskSpec
 
 PERCENTILES = (50, 90, 99, 100)
 # Lengths are multiples of this, for the sake of the matrix units.
@@ -47,7 +47,7 @@ def show_task(name: str, count: int, vocabulary: str) -> None:
   if isinstance(row, MixtureSpec):
     console.print(f"{name}: a mixture", highlight=False)
     for task, rate in row.rates.items():
-      console.print(f"  {task}  rate {rate:g}", highlight=False)
+      console.print(f"  {task}  {describe_rate(rate)}", highlight=False)
     return
   console.print(f"[bold]{name}[/bold]  {escape(row.description)}", highlight=False)
   if row.labels:
@@ -59,6 +59,15 @@ def show_task(name: str, count: int, vocabulary: str) -> None:
         console.print(f"{first} {number} {feature}: {text}", highlight=False, markup=False)
   lengths = token_lengths(row, tokenizer)
   _show_lengths(console, row, lengths, vocabulary)
+
+
+def describe_rate(rate: float | Proportional) -> str:
+  """A mixture's rate in words."""
+  if not isinstance(rate, Proportional):
+    return f"rate {rate:g}"
+  cap = "" if rate.cap is None else f", at most {rate.cap:,}"
+  root = "" if rate.temperature == 1 else f", temperature {rate.temperature:g}"
+  return f"in proportion to its training examples{cap}{root}"
 
 
 def token_lengths(row: TaskSpec, tokenizer: vocabularies.Tokenizer,

@@ -46,7 +46,8 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
     UserError: there is no such task or module.
   """
   row = config.name if config.source is None else config.source.spec()
-  task = registry.resolve(row, module=config.module, vocabulary=vocabulary)
+  task = registry.resolve(row, module=config.module, vocabulary=vocabulary,
+                          cached_dirs=config.cached_dirs)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
   stochastic = tuple(name for name, row in rows.items()

@@ -11,7 +11,7 @@ mixtures of its own under any name. Examples of a built task have
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.tasks import denoising, metrics, table, vocabularies
-from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+from prompt_tuning.tasks.spec import MixtureSpec, Proportional, TaskSpec
 
 DEFAULT_VOCABULARY = "tiny"
 
@@ -28,17 +28,21 @@ _built: dict[str, TaskSpec | MixtureSpec] = {}
 
 
 def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
-            vocabulary: str = DEFAULT_VOCABULARY) -> seqio.Task | seqio.Mixture:
+            vocabulary: str = DEFAULT_VOCABULARY, cached_dirs: Sequence[str] = ()
+            ) -> seqio.Task | seqio.Mixture:
   """The seqio task or mixture behind a name, or built from a row.
 
   Args:
     name: of our table, or registered with seqio by `module`; or a row itself.
     module: a Python module to import first, so that it can register tasks.
     vocabulary: for our rows (`vocabularies.py`); a user's own task brings its own.
+    cached_dirs: where `seqio_cache_tasks` has put tasks.
 
   Raises:
     UserError: the module cannot be found, or nothing has this name.
   """
+  seqio.add_global_cache_dirs(
+    [folder for folder in cached_dirs if folder not in seqio.get_global_cache_dirs()])
   if module:
     _import(module)
   if not isinstance(name, str):
@@ -86,21 +90,32 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
   return task
 
 
-def mixture(name: str, rates: Mapping[str, float], vocabulary: str = DEFAULT_VOCABULARY, *,
+def mixture(name: str, rates: Mapping[str, float | Proportional], vocabulary: str = DEFAULT_VOCABULARY, *,
             own_tasks: Mapping[str, TaskSpec] | None = None,
             leading_sentinel: bool = False) -> seqio.Mixture:
-  """A seqio mixture of our tasks at fixed rates, registered; the same call gives the same one."""
+  """A seqio mixture of our tasks, registered; the same call gives the same one."""
   row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()))
   registered = _registered_name(name, vocabulary, leading_sentinel)
   if _built.get(registered) == row:
     return seqio.MixtureRegistry.get(registered)
   _check_free(registered, name)
   parts = [(build((own_tasks or {}).get(task, task), vocabulary=vocabulary,
-                  leading_sentinel=leading_sentinel).name, rate)
+                  leading_sentinel=leading_sentinel).name,
+            functools.partial(_rate, rate) if isinstance(rate, Proportional) else rate)
            for task, rate in rates.items()]
   result = seqio.MixtureRegistry.add(registered, parts)
   _built[registered] = row
   return result
+
+
+def _rate(rate: Proportional, task: seqio.Task) -> float:
+  return rate.rate(_training_examples(task.name))
+
+
+@functools.cache
+def _training_examples(registered: str) -> int:
+  """Examples of the training split, by reading it once."""
+  return sum(1 for _ in _built[registered].examples("train"))
 
 
 def row_of(registered: str) -> TaskSpec | None:
@@ -163,7 +178,8 @@ def _text(value: bytes | str) -> str:
 
 def _preprocessors(row: TaskSpec, leading_sentinel: bool) -> list[Any]:
   steps: list[Any] = [
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=row.objective is None)]
+    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=row.objective is None),
+    seqio.CacheDatasetPlaceholder()]  # seqio_cache_tasks keeps what is made so far
   if row.objective is not None:
     steps.append(functools.partial(denoising.denoise, objective=row.objective))
   if leading_sentinel:

@@ -133,23 +133,48 @@ class TaskSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Proportional:
+  """A rate that follows the size of a task: min(examples, cap)^(1 / temperature).
+
+  T5's mixing (Raffel et al. 2020, section 3.5.2): in proportion to the training examples, of which
+  a large task counts no more than `cap`; a temperature above 1 brings the rates closer together.
+  """
+
+  cap: int | None = None
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    if self.cap is not None and self.cap < 1:
+      raise UserError("the cap of a mixture is no number of examples", found=self.cap,
+                      wanted="1 or more, or None", fix="T5 took 2**19 = 524288")
+    if not self.temperature > 0:
+      raise UserError("the temperature of a mixture is not positive", found=self.temperature,
+                      wanted="1 (in proportion), or more (closer to equal)", fix="T5 took 2")
+
+  def rate(self, examples: int) -> float:
+    return min(examples, self.cap or examples) ** (1 / self.temperature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureSpec:
-  """Tasks drawn from at fixed rates.
+  """Tasks drawn from at given rates.
 
   Attributes:
     name: of the mixture.
-    rates: task name -> share of the examples (any positive numbers; only their ratio counts).
+    rates: task name -> share of the examples (any positive numbers; only their ratio counts), or
+      `Proportional` to the task's training examples.
     tasks: specs of tasks that belong to this mixture alone; others come from the table.
   """
 
   name: str
-  rates: Mapping[str, float]
+  rates: Mapping[str, float | Proportional]
   tasks: tuple[TaskSpec, ...] = ()
   description: str = ""
 
   def __post_init__(self):
     _check_name(self.name)
-    bad = {task: rate for task, rate in self.rates.items() if not rate > 0}
+    bad = {task: rate for task, rate in self.rates.items()
+           if not isinstance(rate, Proportional) and not rate > 0}
     if bad or not self.rates:
       raise UserError(f"mixture {self.name!r} has a rate that is not positive",
                       found=bad or "no task", wanted="a number above 0 for each task",

@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.tasks import docstring_tasks
+from prompt_tuning.tasks import docstring_tasks, mixtures
 from prompt_tuning.tasks.datasets import (
   classification,
   cloze,
@@ -19,7 +19,8 @@ from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
 _rows: dict[str, TaskSpec | MixtureSpec] = {
   row.name: row for module in (docstring_tasks, glue, super_glue, question_answering, data_to_text,
-                               summarization, classification, web_text) for row in module.ROWS}
+                               summarization, classification, web_text, mixtures)
+  for row in module.ROWS}
 # Rows of an argument: `lama_trex:P19`.
 _families = {cloze.NAME: cloze.spec}
 

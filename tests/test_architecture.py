@@ -49,6 +49,7 @@ ROWS = (
    "trained_model", "convert"),
   ("5a", "run_dir", "evaluate", "infer", "convert_report", "merge"),
   ("5a", "eval_run"),
+  ("5a", "eval_mixture"),
   ("5b", "train_config"),
   ("5b", "train_loop"),
   ("5b", "member_run"),
