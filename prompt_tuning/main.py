@@ -286,6 +286,11 @@ def _transfer(arguments: Arguments) -> int:
   return 0
 
 
+def _t5x(arguments: Arguments) -> int:
+  from prompt_tuning.t5x_bridge import command
+  return command.run(arguments.options.job, arguments.options.rest)
+
+
 def _demo(arguments: Arguments) -> int:
   with quiet_imports():
     from prompt_tuning import demo
@@ -340,6 +345,12 @@ def _transfer_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--output_dir", metavar="FOLDER", help="write a CSV file and a heat map")
 
 
+def _t5x_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("job", metavar="train|eval|infer", help="which of T5X's commands to become")
+  parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="FLAGS",
+                      help="--gin_file=FILE, --gin.NAME=VALUE, and T5X's own flags")
+
+
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--model_dir", metavar="FOLDER", help="where the run is kept")
 
@@ -356,6 +367,8 @@ COMMANDS = {
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),
+  "t5x": Command("our prompts inside T5X: becomes t5x.train, t5x.eval or t5x.infer", _t5x,
+                 _t5x_flags, False),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }

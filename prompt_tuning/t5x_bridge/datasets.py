@@ -1,0 +1,81 @@
+"""Our tasks, and the prompt of each row of a bank, in T5X's data.
+
+T5X asks seqio for a name. `dataset_name` gives one: of this package's tasks after it registered
+them, of a user's own as they are. For a bank it registers each task of a mixture once more, with
+one more feature:
+
+  prompt_ids   int32 scalar, which prompt of the bank the row uses (batches: [B])
+"""
+
+import functools
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.t5x_bridge.module import num_prompts
+from prompt_tuning.tasks import registry
+
+FEATURE = "prompt_ids"
+
+
+class BankFeatureConverter(seqio.EncDecFeatureConverter):
+  """seqio's converter for T5, which hands on `prompt_ids`."""
+
+  TASK_FEATURES = seqio.EncDecFeatureConverter.TASK_FEATURES | {
+    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)}
+  MODEL_FEATURES = seqio.EncDecFeatureConverter.MODEL_FEATURES | {
+    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)}
+
+  def _convert_example(self, features: Any) -> Any:
+    return dict(super()._convert_example(features)) | {FEATURE: features[FEATURE]}
+
+
+def converter_class(prompt: Any) -> type[seqio.FeatureConverter]:
+  """What turns examples into T5X's batches for a method."""
+  return BankFeatureConverter if num_prompts(prompt) > 1 else seqio.EncDecFeatureConverter
+
+
+def dataset_name(name: str, vocabulary: str, module: str | None = None,
+                 prompt: Any = None) -> str:
+  """The name that T5X gets for MIXTURE_OR_TASK_NAME; everything behind it is registered.
+
+  Args:
+    name, module: MIXTURE_OR_TASK_NAME, MIXTURE_OR_TASK_MODULE.
+    vocabulary: VOCABULARY, for this package's tasks.
+    prompt: PROMPT; of a bank, the tasks of the mixture use its prompts in their order.
+
+  Raises:
+    UserError: nothing has this name, or the bank has another number of prompts.
+  """
+  found = registry.resolve(name, module=module, vocabulary=vocabulary)
+  count = num_prompts(prompt)
+  if count == 1:
+    return found.name
+  tasks = seqio.get_subtasks(found)
+  if len(tasks) != count:
+    raise UserError("A bank has a prompt for every task", found=f"{count} prompts, {len(tasks)} "
+                    f"tasks: {', '.join(task.name for task in tasks)}",
+                    wanted="as many prompts as tasks", fix=f"--gin.NUM_PROMPTS={len(tasks)}")
+  wrapped = f"{found.name}__bank_of_{count}"
+  if wrapped in seqio.MixtureRegistry.names():
+    return wrapped
+  parts = [(_with_id(task, i, count), found.get_rate(task)) for i, task in enumerate(tasks)]
+  return seqio.MixtureRegistry.add(wrapped, parts).name
+
+
+def _with_id(task: seqio.Task, prompt_id: int, count: int) -> str:
+  """Registers a task whose rows say which prompt is theirs."""
+  name = f"{task.name}__prompt_{prompt_id}_of_{count}"
+  if name not in seqio.TaskRegistry.names():
+    feature = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=count), add_eos=False,
+                            dtype=tf.int32, rank=0)
+    seqio.TaskRegistry.add_provider(name, task.replace(
+      name=name, preprocessors=[*task.preprocessors, functools.partial(_add_id, prompt_id)],
+      output_features={**task.output_features, FEATURE: feature}))
+  return name
+
+
+def _add_id(prompt_id: int, dataset: tf.data.Dataset) -> tf.data.Dataset:
+  return dataset.map(lambda example: example | {FEATURE: tf.constant(prompt_id, tf.int32)})
