@@ -17,6 +17,7 @@ from prompt_tuning import trained_model
 from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.run_dir import RunDir, environment
 from prompt_tuning.trees import Split
@@ -79,9 +80,11 @@ def evaluate_runs(configs: Sequence[EvalConfig]) -> list[Report]:
     raise UserError("OUTPUT_DIR is a file", found=output, wanted="a folder",
                     fix="give another --gin.OUTPUT_DIR")
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
-  evaluators = [Evaluator(trained.config, each.task, each.eval_settings, trained.prompt_ids)
-                for each in configs]
-  params = trained.load(config.seed)
+  partitioner = Partitioner.make(config.model.layout)
+  partitioner.layout.check(trained.config.backbone)
+  evaluators = [Evaluator(trained.config, each.task, each.eval_settings, trained.prompt_ids,
+                          partitioner) for each in configs]
+  params = trained.load(config.seed, partitioner)
   return [_evaluate(each, trained, evaluator, params)
           for each, evaluator in zip(configs, evaluators, strict=True)]
 

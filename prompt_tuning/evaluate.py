@@ -22,6 +22,7 @@ from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies
@@ -78,8 +79,14 @@ class Evaluator:
   """One task, one split, one model; call it with parameters."""
 
   def __init__(self, model: ModelConfig, task: TaskConfig, settings: EvalSettings,
-               prompt_ids: Mapping[str, int] | None = None):
-    """Args: prompt_ids: task -> row of a bank of prompts."""
+               prompt_ids: Mapping[str, int] | None = None,
+               partitioner: Partitioner | None = None):
+    """Args:
+      prompt_ids: task -> row of a bank of prompts.
+      partitioner: splits batches as the parameters that it will be called with are; None: they
+        are on one device.
+    """
+    self._partitioner = partitioner
     self._model, self._settings = model.module(), settings
     self._placement = model.placement()
     self._tokenizer = vocabularies.load_light(model.vocabulary)
@@ -120,7 +127,8 @@ class Evaluator:
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""
     runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
-    return runners[self.method](functools.partial(scoring.call, trainable, frozen, split))
+    return runners[self.method](functools.partial(
+      scoring.call, trainable, frozen, split, partitioner=self._partitioner))
 
   def ensembles(self, results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """Metrics of several prompts together (Lester et al. 2021, section 6); {} without labels.
@@ -197,16 +205,23 @@ class Evaluator:
 
   def _batches(self):
     """Batches of the rows within the limits; the last one of a task is filled up and masked."""
+    size = self._settings.batch_size
+    if self._partitioner is not None:
+      size = self._partitioner.padded(size)
     for cache, limit, prompt_id in zip(self._caches, self._limits(), self._prompt_ids,
                                        strict=True):
       left = limit
-      for batch in eval_batches(cache, lengths=self._lengths, batch_size=self._settings.batch_size,
+      for batch in eval_batches(cache, lengths=self._lengths, batch_size=size,
                                 placement=self._placement, prompt_id=prompt_id):
         if left <= 0:
           break
         batch["row_mask"] &= np.cumsum(batch["row_mask"]) <= left
         left -= int(batch["row_mask"].sum())
         yield batch
+
+  def _placed(self, arrays: Any) -> Any:
+    """Rows, on the devices that compute them."""
+    return arrays if self._partitioner is None else self._partitioner.put_batch(arrays)
 
   def _label_ids(self) -> np.ndarray:
     """`[C, U]` ids of the labels with EOS, padded."""
@@ -226,8 +241,9 @@ class Evaluator:
   def _rank(self, call) -> Result:
     scores = []
     for batch in self._batches():
-      found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels,
-                   batch.get("prompt_ids"))
+      found = call(self._model, scoring.label_scores,
+                   self._placed(batch["encoder_input_tokens"]), self._labels,
+                   self._placed(batch.get("prompt_ids")))
       scores.append(np.asarray(found)[batch["row_mask"]])
     scores = np.concatenate(scores)
     rows = self._rows()
@@ -248,11 +264,13 @@ class Evaluator:
   def _decode(self, call) -> Result:
     predictions, losses = [], []
     for batch in self._batches():
-      tokens = call(self._model, scoring.generate, batch["encoder_input_tokens"],
-                    prompt_ids=batch.get("prompt_ids"), max_length=self._lengths["targets"])
+      tokens = call(self._model, scoring.generate, self._placed(batch["encoder_input_tokens"]),
+                    None, self._placed(batch.get("prompt_ids")),
+                    max_length=self._lengths["targets"])
       kept = np.asarray(tokens)[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
-      losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
+      losses.append(np.asarray(call(self._model, scoring.token_losses,
+                                    self._placed(_arrays(batch)))))
     rows = self._rows()
     targets = _targets(rows)
     metrics = self._metrics(targets, predictions)
@@ -264,7 +282,7 @@ class Evaluator:
     own, gaps, examples = [], [], 0
     for batch in self._batches():
       arrays = _arrays(batch)
-      own.append(np.asarray(call(self._model, scoring.token_losses, arrays)))
+      own.append(np.asarray(call(self._model, scoring.token_losses, self._placed(arrays))))
       real = int(batch["row_mask"].sum())
       if real > 1:
         # Every row gets its neighbour's input; what fills the batch up is no neighbour.
@@ -272,7 +290,7 @@ class Evaluator:
         swapped["encoder_input_tokens"] = arrays["encoder_input_tokens"].copy()
         swapped["encoder_input_tokens"][:real] = np.roll(
           arrays["encoder_input_tokens"][:real], 1, axis=0)
-        other = np.asarray(call(self._model, scoring.token_losses, swapped))
+        other = np.asarray(call(self._model, scoring.token_losses, self._placed(swapped)))
         gaps.append([other[0] - own[-1][0], own[-1][1]])
       examples += int(batch["row_mask"].sum())
     metrics = {"loss": _mean_loss(own), "examples": float(examples)}

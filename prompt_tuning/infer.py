@@ -8,6 +8,7 @@ there are any, target and label scores.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import numpy as np
 from prompt_tuning import scoring, trained_model
 from prompt_tuning.converter import check_feature_lengths, trim
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import Placement
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.scoring import Decoding
@@ -121,6 +123,8 @@ def infer(config: InferConfig) -> Counts:
     UserError: a setting, a file or the data is wrong; too many inputs are too long.
   """
   lengths = check_feature_lengths(config.task.feature_lengths)
+  partitioner = Partitioner.make(config.model.layout)
+  partitioner.layout.check(config.model.backbone)
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
   prompt_id = trained.prompt_id(config.task.name)
   tokenizer = trained.config.tokenizer()
@@ -129,11 +133,11 @@ def infer(config: InferConfig) -> Counts:
   examples = read(config, tokenizer)
   long_inputs = _check_lengths(examples, lengths["inputs"], config)
   _check_output(config.output_file)
-  params = trained.load(config.seed)
+  params = trained.load(config.seed, partitioner)
   model, placement = trained.config.module(), trained.config.placement()
   with _output(config.output_file) as output:
     for first, rows in _predict(config, model, params, examples, lengths, labels, tokenizer,
-                                placement, prompt_id):
+                                placement, prompt_id, partitioner):
       for i, row in enumerate(rows, start=first):
         output.write(_line(config, examples, i, row) + "\n")
       output.flush()
@@ -220,25 +224,26 @@ def _check_lengths(examples: Examples, length: int, config: InferConfig) -> int:
 def _predict(config: InferConfig, model: Any, params: Any, examples: Examples,
              lengths: Mapping[str, int], labels: np.ndarray | None,
              tokenizer: vocabularies.Tokenizer, placement: Placement,
-             prompt_id: int | None) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+             prompt_id: int | None, partitioner: Partitioner,
+             ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
   """(number of the first row, predictions) of each batch."""
-  size = min(config.batch_size, len(examples.ids))
+  size = partitioner.padded(min(config.batch_size, len(examples.ids)))
   key = purpose_key(config.seed, "sampling")
-  prompt_ids = None if prompt_id is None else np.full(size, prompt_id, np.int32)
+  prompt_ids = None if prompt_id is None else (
+    partitioner.put_batch(np.full(size, prompt_id, np.int32)))
+  call = functools.partial(scoring.call, {}, params, Split({}), model, partitioner=partitioner)
   for first in range(0, len(examples.ids), size):
     rows = examples.ids[first:first + size]
     # Rows without an input fill the last batch up.
     inputs = [trim(ids, lengths["inputs"]) for ids in rows] + [_NOTHING] * (size - len(rows))
-    tokens = placement.rows(inputs, lengths["inputs"])
+    tokens = partitioner.put_batch(placement.rows(inputs, lengths["inputs"]))
     if labels is None:
-      made = scoring.call({}, params, Split({}), model, scoring.generate, tokens,
-                          jax.random.fold_in(key, first), prompt_ids, max_length=lengths["targets"],
-                          how=config.decoding)
+      made = call(scoring.generate, tokens, jax.random.fold_in(key, first), prompt_ids,
+                  max_length=lengths["targets"], how=config.decoding)
       yield first, [{"prediction": tokenizer.decode(ids)}
                     for ids in np.asarray(made)[:len(rows)].tolist()]
     else:
-      scores = np.asarray(scoring.call({}, params, Split({}), model, scoring.label_scores, tokens,
-                                       labels, prompt_ids))[:len(rows)]
+      scores = np.asarray(call(scoring.label_scores, tokens, labels, prompt_ids))[:len(rows)]
       yield first, [{"prediction": config.labels[int(row.argmax())],
                      "scores": dict(zip(config.labels, map(float, row), strict=True))}
                     for row in scores]

@@ -19,6 +19,8 @@ from prompt_tuning.checkpoints import loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import DTYPES, T5Config
+from prompt_tuning.layouts import Layout, layout_of
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import Placement
 from prompt_tuning.prompted import (
   PromptedT5,
@@ -26,6 +28,7 @@ from prompt_tuning.prompted import (
   activations,
   init_backbone,
   init_prompt,
+  logical_axes,
 )
 from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
 from prompt_tuning.t5 import T5
@@ -47,6 +50,7 @@ class ModelConfig:
       checkpoint in any format of docs/checkpoints.md, or `random`.
     frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
     prompt_in_front: virtual tokens are the first ids of every row.
+    layout: LAYOUT, how weights, batch and activations are split over the devices (`layouts.py`).
     template: PROMPT_TEMPLATE, where else they stand, with anchor words (`placement.py`); None: in
       front.
   """
@@ -58,8 +62,10 @@ class ModelConfig:
   frozen_dtype: str = "float32"
   prompt_in_front: bool = True
   template: str | None = None
+  layout: str | Layout = "replicated"
 
   def __post_init__(self):
+    layout_of(self.layout)
     if self.frozen_dtype not in DTYPES:
       raise UserError("FROZEN_DTYPE is unknown", found=repr(self.frozen_dtype),
                       wanted="one of " + ", ".join(DTYPES), fix="--gin.FROZEN_DTYPE=\"'bfloat16'\"")
@@ -132,26 +138,39 @@ class ModelConfig:
       start(purpose_key(0, "prompt"), self.prompt.length, Sources(embedding=table))
 
   def load_backbone(self, seed: int, trained: trees.Split | None = None,
-                    sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+                    partitioner: Partitioner | None = None) -> dict[str, Any]:
     """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`.
 
     Args:
-      sharding: where weights that are restored go; None: to the first device.
+      partitioner: where they go, each device's part read for itself; None: to the first device.
     """
     reader = self.check()
-    expected = abstract_params(PromptedT5(T5(self.backbone)))["backbone"]
+    expected = self.backbone_shapes(trained)
+    if partitioner is not None:
+      axes = logical_axes(PromptedT5(T5(self.backbone)))
+      expected = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        expected, partitioner.params({"backbone": expected}, axes)["backbone"])
+    if reader is not None:
+      return loading.restore(reader, expected)
+
+    def start(key: jax.Array) -> dict[str, Any]:
+      return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype),
+                          init_backbone(key, self.backbone), expected)
+
+    places = None if partitioner is None else jax.tree.map(lambda leaf: leaf.sharding, expected)
+    return jax.jit(start, out_shardings=places)(purpose_key(seed, "init"))
+
+  def backbone_shapes(self, trained: trees.Split | None = None) -> dict[str, Any]:
+    """The backbone's tree as shapes, in the dtypes of a run."""
     patterns = trained.trained if trained is not None else {}
 
     def target(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
       # A leaf of which some layers are trained is kept in float32 whole.
       dtype = "float32" if f"backbone/{path}" in patterns else self.frozen_dtype
-      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding)
+      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
-    expected = trees.map_with_path(target, expected)
-    if reader is not None:
-      return loading.restore(reader, expected)
-    params = jax.jit(lambda key: init_backbone(key, self.backbone))(purpose_key(seed, "init"))
-    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, expected)
+    return trees.map_with_path(target, abstract_params(PromptedT5(T5(self.backbone)))["backbone"])
 
   def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The prompt's parameters where training starts, or {} without a prompt."""

@@ -16,6 +16,7 @@ from jax import Array
 from prompt_tuning import decoding
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.losses import cross_entropy, sequence_log_likelihood
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.t5 import DecoderCache
 from prompt_tuning.trees import Split
@@ -56,9 +57,13 @@ class Decoding:
 
 
 def call(trainable: Any, frozen: Any, split: Split, model: PromptedT5, function: Callable,
-         *args: Any, **static: Any) -> Any:
-  """`function(model, params, *args, **static)`, compiled once a function, model and `static`."""
-  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())))(
+         *args: Any, partitioner: Partitioner | None = None, **static: Any) -> Any:
+  """`function(model, params, *args, **static)`, compiled once a function, model and `static`.
+
+  Args:
+    partitioner: lays activations out over the devices that the parameters are on.
+  """
+  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())), partitioner)(
     trainable, frozen, *args)
 
 
@@ -77,11 +82,12 @@ class _Hashable:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: tuple) -> Callable:
+def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: tuple,
+              partitioner: Partitioner | None) -> Callable:
   def run(trainable, frozen, *args):
     params = split.split.merge(trainable, frozen)
     return function(model, params, *args, **dict(static))
-  return jax.jit(run)
+  return jax.jit(run) if partitioner is None else partitioner.jit(run)
 
 
 def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,

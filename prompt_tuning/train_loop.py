@@ -22,15 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import host_memory, partitioning, trees
+from prompt_tuning import host_memory, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import Evaluator, Result
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prefetch import Prefetcher
 from prompt_tuning.progress import Progress
-from prompt_tuning.prompted import abstract_params
+from prompt_tuning.prompted import abstract_params, logical_axes
 from prompt_tuning.run_dir import RunDir, describe, environment
 from prompt_tuning.task_setup import TaskSetup, set_up
 from prompt_tuning.tasks import vocabularies
@@ -91,8 +92,9 @@ class Trainer:
   def __init__(self, config: TrainConfig, operative_config: str):
     self.config = config
     self.started = time.time()
-    self.mesh = partitioning.make_mesh()
-    partitioning.check_batch_size(config.batch_size, config.loss.num_microbatches, self.mesh)
+    self.partitioner = Partitioner.make(config.model.layout)
+    self.partitioner.layout.check(config.model.backbone, config.batch_size,
+                                  config.loss.num_microbatches)
     self.module = config.model.module()
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
@@ -101,7 +103,7 @@ class Trainer:
     self.dir.check(describe(config))
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
-      config.model, config.task, config.eval_settings, self.prompt_ids)
+      config.model, config.task, config.eval_settings, self.prompt_ids, self.partitioner)
     self.dir.claim(describe(config), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
@@ -198,20 +200,23 @@ class Trainer:
       host_index=jax.process_index(), host_count=jax.process_count())
 
   def _device_batch(self, step: int) -> Any:
-    return jax.device_put(self.data.at(step), partitioning.over_batch(self.mesh))
+    return self.partitioner.put_batch(self.data.at(step))
 
   def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
     """Weights and state, at step 0 or where the run was left; and the summary of what was done."""
     config = self.config
-    everywhere = partitioning.replicated(self.mesh)
-    backbone = config.model.load_backbone(config.seed, self.split, everywhere)
+    backbone = config.model.load_backbone(config.seed, self.split, self.partitioner)
     fingerprint = backbone_files.fingerprint(backbone)
     self.dir.check_backbone(config.model.initial_checkpoint_path, fingerprint)
     prompt = self._start_prompt(backbone)
     params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
-    trainable, frozen = jax.device_put(self.split.split(params), everywhere)
+    parts = self.split.split(params)
+    axes = logical_axes(self.module)
+    trainable, frozen = jax.device_put(
+      parts, tuple(self.partitioner.params(part, axes) for part in parts))
     # Scalars too: a checkpoint is restored to the devices that the state is on.
-    state = jax.device_put(self._new_state(trainable), everywhere)
+    state = self._new_state(trainable)
+    state = jax.device_put(state, self.partitioner.state(state, trainable, axes))
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
       state, counters = self.checkpoints.restore(state)
@@ -258,7 +263,9 @@ class Trainer:
   def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
     began = time.time()
     batch = self._device_batch(int(state.step))
-    compiled = jax.jit(self._make_step(), donate_argnums=0).lower(state, frozen, batch).compile()
+    places = jax.tree.map(lambda leaf: leaf.sharding, state), self.partitioner.replicated
+    compiled = self.partitioner.jit(self._make_step(), donate_argnums=0, out_shardings=places
+                                    ).lower(state, frozen, batch).compile()
     host_memory.return_unused_memory()
     summary["seconds"] = {"to_first_step": time.time() - self.started,
                           "compile": time.time() - began}

@@ -22,6 +22,7 @@ from jax import Array
 from prompt_tuning.errors import UserError
 from prompt_tuning.losses import cross_entropy
 from prompt_tuning.optimizers import Optimizer
+from prompt_tuning.partitioning import constrain
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.trees import Split
 
@@ -112,6 +113,8 @@ def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
       return gradient(trainable, frozen, batch, key)
     batches = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]),
                            dict(batch))
+    # A piece is spread over all devices again, not computed by those that hold its rows.
+    batches = jax.tree.map(lambda x: constrain(x, None, "batch", *(None,) * (x.ndim - 2)), batches)
 
     def add(total, piece):
       index, rows = piece

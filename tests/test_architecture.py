@@ -16,7 +16,7 @@ ROWS = (
   ("0", "gin_files"),
   ("0", "gin_names"),
   ("0", "interfaces", "trees", "config"),
-  ("1a", "disk", "host_memory", "checkpoints.leaves"),
+  ("1a", "disk", "host_memory", "layouts", "checkpoints.leaves"),
   ("1a", "checkpoints.hub", "checkpoints.npy_files", "checkpoints.pickled",
    "checkpoints.method_files"),
   ("1a", "checkpoints.npz_files", "checkpoints.peft"),
