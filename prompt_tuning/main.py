@@ -8,6 +8,7 @@ that the same command resumes; 2 a mistake of the user's; 130 interrupted from t
 import argparse
 import ast
 import dataclasses
+import importlib
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo")
+COMPUTES = ("train", "eval", "infer", "demo", "design")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,6 +292,12 @@ def _t5x(arguments: Arguments) -> int:
   return command.run(arguments.options.job, arguments.options.rest)
 
 
+def _lazily(module: str, function: str) -> Callable[[Arguments], int]:
+  """A command whose body is beside its feature: `prompt_tuning.<module>.<function>(arguments)`."""
+  return lambda arguments: getattr(importlib.import_module(f"prompt_tuning.{module}"), function)(
+    arguments)
+
+
 def _demo(arguments: Arguments) -> int:
   with quiet_imports():
     from prompt_tuning import demo
@@ -369,6 +376,8 @@ COMMANDS = {
                       False),
   "t5x": Command("our prompts inside T5X: becomes t5x.train, t5x.eval or t5x.infer", _t5x,
                  _t5x_flags, False),
+  "design": Command("hard prompts: templates, words for the classes, examples in the context",
+                    _lazily("discrete.commands", "design")),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }
