@@ -18,11 +18,13 @@ from typing import Any
 
 from prompt_tuning import config, gin_files, host_memory
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.experiments import command as sweep_command
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
 COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt", "recover")
+COMPUTES = ("train", "eval", "infer", "demo", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,6 +384,10 @@ COMMANDS = {
                         _lazily("discrete.commands", "autoprompt")),
   "recover": Command("vectors that make a frozen model say given sentences",
                      _lazily("recovery_command", "recover")),
+  "sweep": Command("a resumable grid of runs, its CSV files and its figures",
+                   lambda arguments: sweep_command.run(arguments.options,
+                                                       lambda: arguments.load("sweep")),
+                   sweep_command.flags),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }
