@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from prompt_tuning import trained_model
+from prompt_tuning import hosts, trained_model
 from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
@@ -94,6 +94,8 @@ def _evaluate(config: EvalConfig, trained: trained_model.TrainedModel, evaluator
   output = config.output_dir or config.model_dir
   result = evaluator({}, params, Split({}))
   majority = evaluator.majority() if evaluator.method == "rank" else None
+  if not hosts.is_first():
+    return Report(result, majority, [], evaluator.report.long_inputs)
   files = [] if output is None else _write(pathlib.Path(output), config, trained, result)
   if config.model_dir is not None:
     _log(config, result)

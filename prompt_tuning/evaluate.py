@@ -10,14 +10,13 @@ All arrays a step sees have one shape a run, so each function compiles once (`sc
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 
-from prompt_tuning import scoring
+from prompt_tuning import hosts, scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
@@ -127,8 +126,13 @@ class Evaluator:
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""
     runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
-    return runners[self.method](functools.partial(
-      scoring.call, trainable, frozen, split, partitioner=self._partitioner))
+
+    def call(*args: Any, **static: Any) -> np.ndarray:
+      found = scoring.call(trainable, frozen, split, *args, partitioner=self._partitioner,
+                           **static)
+      return np.asarray(hosts.fetch(found))
+
+    return runners[self.method](call)
 
   def ensembles(self, results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """Metrics of several prompts together (Lester et al. 2021, section 6); {} without labels.
@@ -221,7 +225,10 @@ class Evaluator:
 
   def _placed(self, arrays: Any) -> Any:
     """Rows, on the devices that compute them."""
-    return arrays if self._partitioner is None else self._partitioner.put_batch(arrays)
+    if self._partitioner is None or arrays is None:
+      return arrays
+    # Every host makes the whole batch and has all results: so all judge alike.
+    return hosts.put(arrays, self._partitioner.over_batch())
 
   def _label_ids(self) -> np.ndarray:
     """`[C, U]` ids of the labels with EOS, padded."""
@@ -244,7 +251,7 @@ class Evaluator:
       found = call(self._model, scoring.label_scores,
                    self._placed(batch["encoder_input_tokens"]), self._labels,
                    self._placed(batch.get("prompt_ids")))
-      scores.append(np.asarray(found)[batch["row_mask"]])
+      scores.append(found[batch["row_mask"]])
     scores = np.concatenate(scores)
     rows = self._rows()
     labels = self._spec.labels
@@ -267,10 +274,9 @@ class Evaluator:
       tokens = call(self._model, scoring.generate, self._placed(batch["encoder_input_tokens"]),
                     None, self._placed(batch.get("prompt_ids")),
                     max_length=self._lengths["targets"])
-      kept = np.asarray(tokens)[batch["row_mask"]]
+      kept = tokens[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
-      losses.append(np.asarray(call(self._model, scoring.token_losses,
-                                    self._placed(_arrays(batch)))))
+      losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
     rows = self._rows()
     targets = _targets(rows)
     metrics = self._metrics(targets, predictions)
@@ -282,7 +288,7 @@ class Evaluator:
     own, gaps, examples = [], [], 0
     for batch in self._batches():
       arrays = _arrays(batch)
-      own.append(np.asarray(call(self._model, scoring.token_losses, self._placed(arrays))))
+      own.append(call(self._model, scoring.token_losses, self._placed(arrays)))
       real = int(batch["row_mask"].sum())
       if real > 1:
         # Every row gets its neighbour's input; what fills the batch up is no neighbour.
@@ -290,7 +296,7 @@ class Evaluator:
         swapped["encoder_input_tokens"] = arrays["encoder_input_tokens"].copy()
         swapped["encoder_input_tokens"][:real] = np.roll(
           arrays["encoder_input_tokens"][:real], 1, axis=0)
-        other = np.asarray(call(self._model, scoring.token_losses, self._placed(swapped)))
+        other = call(self._model, scoring.token_losses, self._placed(swapped))
         gaps.append([other[0] - own[-1][0], own[-1][1]])
       examples += int(batch["row_mask"].sum())
     metrics = {"loss": _mean_loss(own), "examples": float(examples)}

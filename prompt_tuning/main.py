@@ -2,7 +2,8 @@
 
 Nothing heavy is imported before a subcommand runs, so `--help` answers at once. A mistake of the
 user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done, or stopped in a way
-that the same command resumes; 2 a mistake of the user's; 130 interrupted from the keyboard.
+that the same command resumes; 2 a mistake of the user's; 3 another host of the run is gone; 130
+interrupted from the keyboard.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prompt_tuning import config, gin_files, host_memory
+from prompt_tuning import cluster, config, gin_files, host_memory, hosts
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.experiments import command as sweep_command
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
@@ -73,8 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   quiet_environment()
   if argv is None and given and given[0] in COMPUTES:
     host_memory.keep_freed_memory()
+  return hosts.end(_guarded(given))
+
+
+def _guarded(given: list[str]) -> int:
   try:
-    return _run(given)
+    with hosts.told():
+      return _run(given)
   except UserError as error:
     if "--debug" in given:
       traceback.print_exc()
@@ -90,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except SystemExit as stop:  # argparse, after --help
     return stop.code if isinstance(stop.code, int) else 0
+  except Exception:
+    if hosts.count() == 1:
+      raise
+    traceback.print_exc()
+    return 1
 
 
 def _run(given: list[str]) -> int:
@@ -155,23 +166,29 @@ def _run_settings(bindings: Sequence[str]) -> list[str]:
 
 
 def _train(arguments: Arguments) -> int:
+  hosts.join(cluster.Flags.of(arguments.options))
   arguments.load("train")
   with quiet_imports():
     from prompt_tuning import run_report
     from prompt_tuning.train import TrainConfig, train
   settings = config.build(TrainConfig)
-  outcome = train(settings, config.operative(), on_start=run_report.started)
-  run_report.ended(settings, outcome)
+  outcome = train(settings, config.operative(), on_start=hosts.on_first(run_report.started))
+  hosts.on_first(run_report.ended)(settings, outcome)
   return 0
 
 
 def _eval(arguments: Arguments) -> int:
+  hosts.join(cluster.Flags.of(arguments.options))
   arguments.load("eval")
   with quiet_imports():
     from prompt_tuning import run_report
     from prompt_tuning.eval_mixture import evaluate
     from prompt_tuning.eval_run import EvalConfig
   run_report.evaluated(evaluate(config.build(EvalConfig)))
+    from prompt_tuning.eval_run import EvalConfig, evaluate_run
+  settings = config.build(EvalConfig)
+  report = evaluate_run(settings)
+  hosts.on_first(run_report.evaluated)(settings, report)
   return 0
 
 
@@ -365,8 +382,9 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-  "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train),
-  "eval": Command("metrics of a trained prompt or model on a task", _eval),
+  "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train,
+                   cluster.add_flags),
+  "eval": Command("metrics of a trained prompt or model on a task", _eval, cluster.add_flags),
   "infer": Command("predictions for a task, or for lines of a file", _infer),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
   "convert": Command("checkpoints and prompts from one format into another", _convert,

@@ -5,7 +5,6 @@ weights come from; `TaskConfig` says the data and its lengths.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import placement, trees
+from prompt_tuning import hosts, placement, trees
 from prompt_tuning.checkpoints import loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
@@ -175,12 +174,20 @@ class ModelConfig:
   def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The prompt's parameters where training starts, or {} without a prompt."""
     tokenizer = self.tokenizer()
-    output = backbone["decoder"].get("logits_dense", {}).get("kernel")
-    sources = Sources(embedding=backbone["token_embedder"]["embedding"], encode=tokenizer.encode,
+    output = hosts.fetch(backbone["decoder"].get("logits_dense", {}).get("kernel"))
+    embedding = hosts.fetch(backbone["token_embedder"]["embedding"])
+    sources = Sources(embedding=embedding, encode=tokenizer.encode,
                       num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,
                       output=None if output is None else output.T,
-                      activations=functools.partial(activations, backbone, self.backbone))
+                      activations=self._activations(backbone))
     return init_prompt(purpose_key(seed, "prompt"), self.module(), sources)
+
+  def _activations(self, backbone: Mapping[str, Any]) -> Any:
+    if hosts.count() == 1:
+      return lambda ids: activations(backbone, self.backbone, ids)
+    # Weights on several hosts can only be read by a compiled function.
+    return lambda ids: hosts.fetch(
+      jax.jit(lambda params: activations(params, self.backbone, ids))(backbone))
 
   def takes_table(self) -> bool:
     """Whether the served prompt is a table of vectors, and nothing else."""

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import host_memory, trees
+from prompt_tuning import host_memory, hosts, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
@@ -32,7 +32,7 @@ from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prefetch import Prefetcher
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import abstract_params, logical_axes
-from prompt_tuning.run_dir import RunDir, describe, environment
+from prompt_tuning.run_dir import ReadOnlyRunDir, RunDir, describe, environment
 from prompt_tuning.task_setup import TaskSetup, set_up
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.train_config import TrainConfig
@@ -60,7 +60,10 @@ class Outcome:
 
 
 class _Stop:
-  """Turns SIGTERM and SIGINT into a flag that the loop reads between two steps."""
+  """Turns SIGTERM and SIGINT into a flag that the loop reads between two steps.
+
+  Of several processes all stop at one step, which JAX agrees upon: it has the handler of SIGTERM.
+  """
 
   def __init__(self):
     self.asked = False
@@ -68,7 +71,7 @@ class _Stop:
 
   def __enter__(self):
     # Handlers can only be set by the main thread.
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and hosts.count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._ask)
     return self
@@ -81,6 +84,11 @@ class _Stop:
     if self.asked and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.asked = True
+
+  def is_due(self, step: int) -> bool:
+    """Whether to stop after this step; asked once a step."""
+    self.asked = self.asked or hosts.stop_is_agreed(step)
+    return self.asked
 
 
 class Trainer:
@@ -99,11 +107,13 @@ class Trainer:
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
     self._check_starts()
-    self.dir = RunDir(config.model_dir)
+    self.dir = RunDir(config.model_dir) if hosts.is_first() else ReadOnlyRunDir(config.model_dir)
     self.dir.check(describe(config))
+    hosts.check_shared(config.model_dir)
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
       config.model, config.task, config.eval_settings, self.prompt_ids, self.partitioner)
+    hosts.barrier("checked")  # What one host has found free, another does not write to before.
     self.dir.claim(describe(config), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
@@ -147,7 +157,7 @@ class Trainer:
             host_memory.return_unused_memory()
           pending.append((step, metrics))
           progress.advance()
-          stopping, evaluate = stop.asked, self._evaluation_is_due(step)
+          stopping, evaluate = stop.is_due(step), self._evaluation_is_due(step)
           save = stopping or evaluate or self._ends_a_period(step)
           if save or step % config.log_period == 0:
             self._read(pending, began)
@@ -188,6 +198,7 @@ class Trainer:
 
   def _train_data(self, setup: TaskSetup, seed: int) -> TrainData:
     config = self.config
+    index, count = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
     return TrainData(
       setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
       seed=seed, cache_dir=config.task.folder(),
@@ -197,7 +208,7 @@ class Trainer:
       fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
       max_truncated_inputs=config.task.max_truncated_inputs,
       max_truncated_targets=config.task.max_truncated_targets,
-      host_index=jax.process_index(), host_count=jax.process_count())
+      host_index=index, host_count=count)
 
   def _device_batch(self, step: int) -> Any:
     return self.partitioner.put_batch(self.data.at(step))
@@ -212,11 +223,11 @@ class Trainer:
     params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
     parts = self.split.split(params)
     axes = logical_axes(self.module)
-    trainable, frozen = jax.device_put(
+    trainable, frozen = hosts.put(
       parts, tuple(self.partitioner.params(part, axes) for part in parts))
     # Scalars too: a checkpoint is restored to the devices that the state is on.
     state = self._new_state(trainable)
-    state = jax.device_put(state, self.partitioner.state(state, trainable, axes))
+    state = hosts.put(state, self.partitioner.state(state, trainable, axes))
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
       state, counters = self.checkpoints.restore(state)
@@ -340,6 +351,7 @@ class Trainer:
 
   def _write_prompt(self, params: Any, folder: str = "") -> None:
     prompt = self.module.prompt
+    params = hosts.fetch(params)
     self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(params))),
                           {"method": type(prompt.served()).__name__,
                            "task": self.config.task.name, "prompt_ids": self.prompt_ids}, folder)
@@ -387,7 +399,9 @@ class Trainer:
             "best": None if self.best is None else self.best.metrics}
 
   def _write_backbone(self, params: Mapping[str, Any], step: int) -> None:
-    config = self.config
+    config, params = self.config, hosts.fetch(params)
+    if not hosts.is_first():
+      return
     backbone_files.save(
       pathlib.Path(config.model_dir) / "backbone", params, config.model.backbone,
       vocabulary=vocabularies.fingerprint(config.model.vocabulary),

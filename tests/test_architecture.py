@@ -16,6 +16,8 @@ ROWS = (
   ("0", "gin_files"),
   ("0", "gin_names"),
   ("0", "interfaces", "trees", "config"),
+  ("1a", "cluster"),
+  ("1a", "hosts"),
   ("1a", "disk", "host_memory", "layouts", "checkpoints.leaves"),
   ("1a", "checkpoints.hub", "checkpoints.npy_files", "checkpoints.pickled",
    "checkpoints.method_files"),
