@@ -24,8 +24,7 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt", "recover")
-COMPUTES = ("train", "eval", "infer", "demo", "sweep")
+COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt", "recover", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +183,7 @@ def _eval(arguments: Arguments) -> int:
     from prompt_tuning import run_report
     from prompt_tuning.eval_mixture import evaluate
     from prompt_tuning.eval_run import EvalConfig
-  run_report.evaluated(evaluate(config.build(EvalConfig)))
-    from prompt_tuning.eval_run import EvalConfig, evaluate_run
-  settings = config.build(EvalConfig)
-  report = evaluate_run(settings)
-  hosts.on_first(run_report.evaluated)(settings, report)
+  hosts.on_first(run_report.evaluated)(evaluate(config.build(EvalConfig)))
   return 0
 
 
