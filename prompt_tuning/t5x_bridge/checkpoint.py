@@ -108,13 +108,8 @@ class Restore:
     _log.info("Restored %d parameters (%s numbers) from %s; initialised %d of the prompt (%s "
               "numbers); nothing is left over.", len(given), f"{size:,}", self.path, len(starts),
               f"{fresh:,}")
-    # The optimizer's state of the pre-training is of no use, and is not read. What has no state here
-    # is given as restored, or T5X would warn once a leaf.
-    stateless = {name: None for name, leaf in _leaves(wanted["state"].get(
-      "param_states", {})).items() if leaf is None}
-    state = {"step": found["state"]["step"]} | (
-      {"param_states": trees.unflatten(stateless)} if stateless else {})
-    return {"target": dict(found["target"]), "state": state}
+    # The optimizer's state of the pre-training is of no use, and is not read.
+    return {"target": dict(found["target"]), "state": {"step": found["state"]["step"]}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

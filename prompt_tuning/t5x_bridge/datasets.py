@@ -4,7 +4,7 @@ T5X asks seqio for a name. `dataset_name` gives one: of this package's tasks aft
 them, of a user's own as they are. For a bank it registers each task of a mixture once more, with
 one more feature:
 
-  prompt_ids   int32 scalar, which prompt of the bank the row uses (batches: [B])
+  prompt_ids   int32 [1], which prompt of the bank the row uses (batches: [B, 1])
 """
 
 import functools
@@ -24,9 +24,16 @@ class BankFeatureConverter(seqio.EncDecFeatureConverter):
   """seqio's converter for T5, which hands on `prompt_ids`."""
 
   TASK_FEATURES = seqio.EncDecFeatureConverter.TASK_FEATURES | {
-    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)}
+    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
   MODEL_FEATURES = seqio.EncDecFeatureConverter.MODEL_FEATURES | {
-    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0)}
+    FEATURE: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
+
+  def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Any) -> tf.data.Dataset:
+    # TASK_FEATURE_LENGTHS are of inputs and targets.
+    return super().__call__(ds, {**task_feature_lengths, FEATURE: 1})
+
+  def get_model_feature_lengths(self, task_feature_lengths: Any) -> Any:
+    return {**super().get_model_feature_lengths(task_feature_lengths), FEATURE: 1}
 
   def _convert_example(self, features: Any) -> Any:
     return dict(super()._convert_example(features)) | {FEATURE: features[FEATURE]}
@@ -70,7 +77,7 @@ def _with_id(task: seqio.Task, prompt_id: int, count: int) -> str:
   name = f"{task.name}__prompt_{prompt_id}_of_{count}"
   if name not in seqio.TaskRegistry.names():
     feature = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=count), add_eos=False,
-                            dtype=tf.int32, rank=0)
+                            dtype=tf.int32)
     seqio.TaskRegistry.add_provider(name, task.replace(
       name=name, preprocessors=[*task.preprocessors, functools.partial(_add_id, prompt_id)],
       output_features={**task.output_features, FEATURE: feature}))
@@ -78,4 +85,4 @@ def _with_id(task: seqio.Task, prompt_id: int, count: int) -> str:
 
 
 def _add_id(prompt_id: int, dataset: tf.data.Dataset) -> tf.data.Dataset:
-  return dataset.map(lambda example: example | {FEATURE: tf.constant(prompt_id, tf.int32)})
+  return dataset.map(lambda example: example | {FEATURE: tf.constant([prompt_id], tf.int32)})

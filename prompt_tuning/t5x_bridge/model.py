@@ -69,5 +69,5 @@ class PromptedModel(models.EncoderDecoderModel):
     """A bank's batch as its module reads it."""
     if self._num_prompts == 1:
       return batch
-    tokens = add_prompt_ids(batch["encoder_input_tokens"], batch[FEATURE])
+    tokens = add_prompt_ids(batch["encoder_input_tokens"], batch[FEATURE][:, 0])
     return {**batch, "encoder_input_tokens": tokens}

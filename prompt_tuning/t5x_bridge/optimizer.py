@@ -22,7 +22,11 @@ from prompt_tuning.t5x_bridge import names
 
 
 class MultiOptimizer(t5x_optimizers.MultiOptimizer):
-  """T5X's, with one mask that matches exactly the trained leaves."""
+  """T5X's, with one mask that matches exactly the trained leaves.
+
+  T5X's own saves a None for the state of each frozen leaf, warns once a leaf on reading, and cannot
+  resume from them through Orbax; here checkpoints hold the state of trained leaves alone.
+  """
 
   def __init__(self, trained: names.Trained, optimizer: Any):
     """Args:
@@ -39,6 +43,20 @@ class MultiOptimizer(t5x_optimizers.MultiOptimizer):
   def init_state(self, params: Any) -> Any:
     self._trained.check(core.unfreeze(params))
     return super().init_state(params)
+
+  def state_dict(self, target: Any, state: Any) -> Any:
+    found = super().state_dict(target, state)
+    param_states = core.unfreeze(found["state"]["param_states"])
+    kept = {name: _at(param_states, name) for name in self._trained.names}
+    return {**found, "state": {**found["state"], "param_states": trees.unflatten(kept)}}
+
+  def restore_state(self, opt_target: Any, opt_state: Any, state_dict: Any) -> Any:
+    given = core.unfreeze(state_dict["state"]["param_states"])
+    states = {name: _at(given, name) if name in self._trained.names else None
+              for name in self._trained.leaves}
+    return super().restore_state(opt_target, opt_state, {
+      **state_dict,
+      "state": {**state_dict["state"], "param_states": trees.unflatten(states)}})
 
 
 class Optax(t5x_optimizers.OptaxWrapper):
@@ -80,3 +98,10 @@ class Optax(t5x_optimizers.OptaxWrapper):
     """The trained leaves, by our names."""
     flat = trees.flatten(core.unfreeze(tree))
     return trees.unflatten({names.our_name(name): flat[name] for name in self._trained.names})
+
+
+def _at(tree: Any, name: str) -> Any:
+  """What stands in a tree at the name of a parameter."""
+  for part in name.split("/"):
+    tree = tree[part]
+  return tree
