@@ -57,7 +57,8 @@ def opened(path: pathlib.Path, where: Callable[[], str] = str) -> Iterator[IO[by
       yield file
   except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
     raise UserError(f"{path}: damaged {'zip' if archive else 'gzip'} data{where()}",
-                    found=str(error), wanted="a whole file", fix="fetch or compress the file again") from error
+                    found=str(error), wanted="a whole file",
+                    fix="fetch or compress the file again") from error
   except OSError as error:
     raise UserError(f"{path} cannot be read", found=error.strerror or str(error),
                     wanted="a readable file", fix="check the path and its permissions") from error

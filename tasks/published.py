@@ -1,8 +1,8 @@
 """Where the rows of a published data set come from: files under DATA_DIR, TFDS, Hugging Face.
 
-The form of the rows is one: that of TFDS, which T5's castings are written for. Readers of files make
-it; `adapt` makes it of rows of Hugging Face or TFDS where they differ. Which of the three is read is
-said (`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
+Rows have one form, that of TFDS, for which T5's castings are written. Readers of files make it;
+`adapt` makes it of rows of Hugging Face or TFDS where those differ. Which of the three is read is said
+(`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
 """
 
 import dataclasses
@@ -76,8 +76,8 @@ class Published:
     rows = _tfds_rows if self.origin == "tfds" else _huggingface_rows
     name = self.tfds if self.origin == "tfds" else self.huggingface
     if name is None:
-      raise UserError(f"{self.origin} does not have this data", found=f"DATA_FROM = {self.origin!r}",
-                      wanted="DATA_FROM = 'files'", fix=self.download)
+      raise UserError(f"{self.origin} does not have this data",
+                      found=f"DATA_FROM = {self.origin!r}", wanted="DATA_FROM = 'files'", fix=self.download)
     for number, row in enumerate(rows(name, theirs), start=1):
       yield {**self.adapt(row), "where": f"{name}, {theirs} row {number}"}
 
@@ -91,7 +91,7 @@ class Published:
     if not given:
       raise UserError("DATA_DIR is not set", found="neither the macro nor the variable",
                       wanted=f"the folder of {self.files[split][0]}",
-                      fix=f"{self.download}; then --gin.DATA_DIR='\"folder\"'{self._or_elsewhere()}")
+                      fix=f"{self.download}; then set DATA_DIR{self._or_elsewhere()}")
     folder = pathlib.Path(given).expanduser()
     for alternative in self.files[split]:
       found = [_find(folder, name) for name in alternative.split("+")]
@@ -108,7 +108,7 @@ class Published:
     return "; or set " + " or ".join(elsewhere) if elsewhere else ""
 
   def fingerprint(self) -> str:
-    """Hash of the files' bytes (or of the name and version elsewhere) and of the code that casts."""
+    """Hash of the files' bytes (elsewhere: name and version) and of the code that casts them."""
     digest = hashlib.sha256(_own_source())
     if self.origin != "files":
       digest.update(f"{self.origin} {self.tfds} {self.huggingface}".encode())
@@ -161,7 +161,7 @@ def _own_source() -> bytes:
 
 def _tfds_rows(name: str, split: str) -> Iterator[Row]:
   tfds = _imported("tensorflow_datasets", "tensorflow-datasets", "tfds")
-  # One file at a time: the order must be the same in every process. TFDS itself reads TFDS_DATA_DIR,
+  # One file at a time: the order must be the same in every process. TFDS itself knows TFDS_DATA_DIR,
   # which may be a bucket (gs://).
   how = tfds.ReadConfig(interleave_cycle_length=1)
   for row in tfds.as_numpy(tfds.load(name, split=split, shuffle_files=False, read_config=how)):

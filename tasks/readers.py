@@ -1,8 +1,8 @@
 """Published files -> raw rows: tables with and without a header, JSON lines, whole JSON.
 
 Every row says in `where` which file and line (or entry) it is from. A line that is no row (a wrong
-number of fields, as some of QQP's have) becomes `{"where", "unusable": reason}`: `TaskSpec.examples`
-counts those. Broken JSON is an error: such a file is cut short.
+number of fields, as some of QQP's have) becomes `{"where", "unusable": reason}`, and
+`TaskSpec.examples` counts it. Broken JSON is an error: such a file is cut short.
 """
 
 import csv

@@ -46,7 +46,8 @@ def spec(name: str) -> TaskSpec | MixtureSpec:
     return _families[family](name)
   if name not in _rows:
     raise UserError(f"there is no task {name!r}", found=name,
-                    wanted="a name that `prompt-tuning tasks` lists", fix=nearest(name, [*_rows, *_families]))
+                    wanted="a name that `prompt-tuning tasks` lists",
+                    fix=nearest(name, [*_rows, *_families]))
   return _rows[name]
 
 

@@ -68,7 +68,8 @@ class WebNLG:
     except ElementTree.ParseError as error:
       line, column = error.position
       raise UserError(f"{path}, line {line}, column {column}: broken XML", found=str(error),
-                      wanted="<benchmark><entries><entry>...", fix="fetch the file again") from error
+                      wanted="<benchmark><entries><entry>...",
+                      fix="fetch the file again") from error
     for entry in entries:
       if self.seen is not None and (entry.get("category") in SEEN) != self.seen:
         continue

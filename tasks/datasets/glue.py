@@ -1,6 +1,6 @@
 """GLUE (Wang et al. 2019, arXiv 1804.07461), cast as T5 does (Raffel et al. 2020, appendix D).
 
-Files: the layout of GLUE's own zip archives under `glue/`; MRPC also as Microsoft ships it. The test
+Files: the layout of GLUE's own zip archives under `glue/`; MRPC also as Microsoft ships it. Test
 sets have no labels: their targets are `<unk>`.
 """
 
@@ -36,7 +36,7 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True)
 class Paraphrases:
-  """MRPC in GLUE's files, or in Microsoft's, of whose training rows GLUE's `dev_ids.tsv` are held out.
+  """MRPC in GLUE's files or Microsoft's, of whose training rows GLUE holds out `dev_ids.tsv`.
 
   Attributes:
     development: read the held-out rows of Microsoft's training file, instead of the others.
@@ -65,8 +65,8 @@ _PAIRS = Table(columns={"sentence1": ("#1 String",), "sentence2": ("#2 String",)
 _IDS = Table(names=("id1", "id2"), columns={"id1": ("id1",), "id2": ("id2",)})
 
 
-def _row(name: str, folder: str, to_text, read: Reader | Mapping[str, Reader], *, labels: tuple[str, ...] | None,
-         metrics: tuple[str, ...], files: Mapping[str, tuple[str, ...]],
+def _row(name: str, folder: str, to_text, read: Reader | Mapping[str, Reader], *,
+         labels: tuple[str, ...] | None, metrics: tuple[str, ...], files: Mapping[str, tuple[str, ...]],
          sizes: tuple[int, ...], their_splits: Mapping[str, str] | None = None,
          description: str = "") -> TaskSpec:
   source = Published(
@@ -136,8 +136,8 @@ ROWS = (
        _pair("sentence1", "sentence2"), labels=_ENTAILMENT[::-1], metrics=("accuracy",),
        files=_FILES, sizes=(635, 71, 146), description="does a resolved pronoun follow"),
   _row("ax", "diagnostic", Fields("mnli", ("hypothesis", "premise"), _NLI),
-       Table(columns={"premise": ("sentence1", "Premise"), "hypothesis": ("sentence2", "Hypothesis"),
-                      "label": ("Label",)}),
+       Table(columns={"premise": ("sentence1", "Premise"), "label": ("Label",),
+                      "hypothesis": ("sentence2", "Hypothesis")}),
        labels=_NLI, metrics=("matthews",),
        files={"test": ("diagnostic.tsv", "diagnostic-full.tsv")}, sizes=(1104,),
        description="GLUE's diagnostic set, cast as MNLI; evaluation only"),

@@ -1,4 +1,4 @@
-"""T5's casting of labelled rows (Raffel et al. 2020, appendix D), which GLUE and SuperGLUE share."""
+"""T5's casting of labelled rows (Raffel et al. 2020, appendix D): of GLUE, SuperGLUE and others."""
 
 import dataclasses
 from typing import Any

@@ -1,9 +1,8 @@
 """SQuAD v1.1, its shifted test sets, and MRQA 2019 (Fisch et al. 2019), cast as T5 casts SQuAD.
 
-`question: ... context: ...` -> the first answer, every mark between spaces (T5's `_pad_punctuation`:
-anything that is not an ASCII letter, a digit or `_` is a mark). `references` are all the answers. An
-answer that is not where its context says it is makes the row unusable, as does a question without
-an answer.
+`question: ... context: ...` -> the first answer, every mark between spaces (T5's
+`_pad_punctuation`: what is no ASCII letter, digit or `_` is a mark). `references` are all the
+answers. An answer that is not where the file says makes a row unusable, and so does having none.
 """
 
 import functools
@@ -16,7 +15,8 @@ from prompt_tuning.tasks.readers import Row as RawRow
 from prompt_tuning.tasks.readers import json_file, json_lines
 from prompt_tuning.tasks.spec import Example, Row, TaskSpec, Unusable
 
-SQUAD = "get train-v1.1.json and dev-v1.1.json (rajpurkar.github.io/SQuAD-explorer) into DATA_DIR/qa"
+SQUAD = "get train-v1.1.json and dev-v1.1.json (rajpurkar.github.io/SQuAD-explorer) into " \
+  "DATA_DIR/qa"
 MRQA = "get the files of the MRQA 2019 shared task (github.com/mrqa/MRQA-Shared-Task-2019) into " \
   "DATA_DIR/qa/mrqa/train and DATA_DIR/qa/mrqa/dev"
 _MARK = re.compile(r"([^0-9A-Za-z_])")

@@ -1,4 +1,4 @@
-"""XSum, CNN/DailyMail and DialogSum, cast as T5 casts CNN/DailyMail: `summarize: text` -> summary."""
+"""XSum, CNN/DailyMail, DialogSum, cast as T5 casts CNN/DailyMail: `summarize: text` -> summary."""
 
 import dataclasses
 

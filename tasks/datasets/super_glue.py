@@ -1,8 +1,8 @@
 """SuperGLUE (Wang et al. 2019, arXiv 1905.00537), cast as T5 does, and FewGLUE's 32-row sets of it.
 
-WSC is what differs most (Raffel et al. 2020, appendix B): the model is asked in words what a marked
-pronoun refers to. It is trained on the rows whose candidate is right, and judged by whether it names
-the candidate (the metric `wsc`). ReCoRD has a training example for each of the right entities.
+WSC differs most (Raffel et al. 2020, appendix B): the model is to say in words what a marked pronoun
+refers to. It is trained on the rows whose candidate is right, and judged by whether it names the
+candidate (the metric `wsc`). ReCoRD has a training example for each of the right entities.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ def record(row: Row) -> Example:
 
 # Two rows whose marked word is not a word of its own: text -> the same with X for the pronoun.
 _WSC_EXCEPTIONS = (("Good for him,", "Good for X ,"), ("want to use it ,", "want to use X ,"))
-_WSC_EXCEPTION_STARTS = ("The boy continued to whip the pony", "When they had eventually calmed down")
+_WSC_EXCEPTION_STARTS = ("The boy continued to whip the pony", "When they had eventually calmed")
+_LINES = JsonLines()
 
 
 def wsc(row: Row) -> Example:
@@ -77,7 +78,7 @@ def names_the_referent(row: Row) -> bool:
 
 def _row(name: str, folder: str, to_text, *, labels: tuple[str, ...] | None,
          metrics: tuple[str, ...], sizes: tuple[int, ...], description: str,
-         read: Reader = JsonLines(), tfds: str | None = None, **settings) -> tuple[TaskSpec, ...]:
+         read: Reader = _LINES, tfds: str | None = None, **settings) -> tuple[TaskSpec, ...]:
   """The task, and where FewGLUE has it the same with 32 rows."""
   files: Mapping[str, tuple[str, ...]] = (
     {"test": (f"superglue/{folder}/{folder}.jsonl",)} if len(sizes) == 1 else

@@ -1,4 +1,4 @@
-"""C4 (Raffel et al. 2020) for pre-training and LM adaptation; a user's own text is `pretraining.py`.
+"""C4 (Raffel et al. 2020) for pre-training and LM adaptation; for other text: `pretraining.py`.
 
 C4 is 365 million pages: cut it (`TASK_SPLITS`) to what a run reads, since rows are tokenised ahead.
 """
