@@ -1,8 +1,8 @@
 """Where the rows of a published data set come from: files under DATA_DIR, TFDS, Hugging Face.
 
 Rows have one form, that of TFDS, for which T5's castings are written. Readers of files make it;
-`adapt` makes it of rows of Hugging Face or TFDS where those differ. Which of the three is read is said
-(`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
+`adapt` makes it of rows of Hugging Face or TFDS where those differ. Which of the three is read is
+said (`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
 """
 
 import dataclasses
@@ -77,7 +77,8 @@ class Published:
     name = self.tfds if self.origin == "tfds" else self.huggingface
     if name is None:
       raise UserError(f"{self.origin} does not have this data",
-                      found=f"DATA_FROM = {self.origin!r}", wanted="DATA_FROM = 'files'", fix=self.download)
+                      found=f"DATA_FROM = {self.origin!r}", wanted="DATA_FROM = 'files'",
+                      fix=self.download)
     for number, row in enumerate(rows(name, theirs), start=1):
       yield {**self.adapt(row), "where": f"{name}, {theirs} row {number}"}
 
@@ -161,8 +162,8 @@ def _own_source() -> bytes:
 
 def _tfds_rows(name: str, split: str) -> Iterator[Row]:
   tfds = _imported("tensorflow_datasets", "tensorflow-datasets", "tfds")
-  # One file at a time: the order must be the same in every process. TFDS itself knows TFDS_DATA_DIR,
-  # which may be a bucket (gs://).
+  # One file at a time: the order must be the same in every process. TFDS itself reads
+  # TFDS_DATA_DIR, which may be a bucket (gs://).
   how = tfds.ReadConfig(interleave_cycle_length=1)
   for row in tfds.as_numpy(tfds.load(name, split=split, shuffle_files=False, read_config=how)):
     yield _plain(row)
