@@ -98,7 +98,7 @@ class Published:
       found = [_find(folder, name) for name in alternative.split("+")]
       if all(found):
         return [path for paths in found for path in paths]
-    wanted = " or ".join(self.files[split])
+    wanted = " or ".join(names.replace("+", " with ") for names in self.files[split])
     raise UserError(f"the data of split {split!r} is not in DATA_DIR", found=f"{folder} without it",
                     wanted=f"{wanted} there, or gzipped, or in a zip archive",
                     fix=self.download + self._or_elsewhere())

@@ -8,6 +8,8 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from prompt_tuning.tasks.datasets.labelled import Fields
 from prompt_tuning.tasks.published import Published
 from prompt_tuning.tasks.readers import Reader, Table
@@ -26,12 +28,12 @@ class Similarity:
     if row["label"] in (-1, "-1"):
       return {"inputs": inputs, "targets": UNLABELLED}
     try:
-      value = float(row["label"])
+      value = np.float32(row["label"])  # as TFDS has it: halves are rounded in float32
     except ValueError:
-      value = -1.0
+      value = np.float32(-1)
     if not 0 <= value <= 5:
       raise Unusable(f"column 'score': {row['label']!r} is no number from 0 to 5")
-    return {"inputs": inputs, "targets": f"{round(value * 5) / 5:.1f}"}
+    return {"inputs": inputs, "targets": f"{np.round(value * np.float32(5)) / 5:.1f}"}
 
 
 @dataclasses.dataclass(frozen=True)
