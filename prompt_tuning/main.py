@@ -276,10 +276,15 @@ def _convert(arguments: Arguments) -> int:
 def _tasks(arguments: Arguments) -> int:
   from prompt_tuning import task_listing
   if arguments.options.name is None:
+    if arguments.bindings or arguments.options.gin_file:
+      raise UserError("settings vary one task", found=" ".join(arguments.bindings) or "--gin_file",
+                      wanted="prompt-tuning tasks NAME --gin.TASKLESS=True, for one",
+                      fix="name a task, or leave the settings out")
     task_listing.list_tasks()
   else:
+    arguments.load("tasks")
     task_listing.show_task(arguments.options.name, arguments.options.examples,
-                           arguments.options.vocabulary)
+                           arguments.options.vocabulary, config.build(task_listing.Variant))
   return 0
 
 
@@ -385,7 +390,7 @@ COMMANDS = {
   "convert": Command("checkpoints and prompts from one format into another", _convert,
                      _convert_flags),
   "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),
-  "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags, False),
+  "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags),
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),

@@ -32,6 +32,7 @@ from prompt_tuning.prompted import (
 from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
 from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.variants import Variant
 from prompt_tuning.train_state import purpose_key
 
 RANDOM = "random"
@@ -229,6 +230,8 @@ class TaskConfig:
     stochastic: a user's own seqio task draws random numbers, so each epoch is made anew. (Of this
       package's tasks it is known.)
     max_truncated_inputs, max_truncated_targets: share of rows that may lose their end.
+    variant: DATA_DIR, TASKLESS, K_SHOT and the like: how the table's task is varied.
+    shuffle: SHUFFLE, a new order of the training rows each epoch; False: the data's own order.
     cache_dir: where token caches are kept; None: PROMPT_TUNING_CACHE or ~/.cache/prompt_tuning.
   """
 
@@ -242,6 +245,8 @@ class TaskConfig:
   stochastic: bool = False
   max_truncated_inputs: float = 0.05
   max_truncated_targets: float = 0.0
+  variant: Variant = Variant()
+  shuffle: bool = True
   cache_dir: str | None = None
 
   def __post_init__(self):

@@ -34,8 +34,8 @@ from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed.
 MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
-              "export_dtype", "eval_settings.batch_size", "task.cache_dir", "model.layout",
-              "model.backbone.remat")
+              "export_dtype", "eval_settings.batch_size", "task.cache_dir", "task.variant.data_dir",
+              "model.layout", "model.backbone.remat")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
 # Of all prompts, and of one of many.

@@ -204,8 +204,9 @@ class Trainer:
       seed=seed, cache_dir=config.task.folder(),
       placement=config.model.placement(), prompt_ids=None if self.prompt_ids is None else {
         part: self.prompt_ids[name] for part, name in setup.names.items()},
-      pack=config.task.pack, stochastic=setup.stochastic, use_cached=config.task.use_cached,
-      fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
+      pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
+      use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
+      vocab_size=config.model.backbone.vocab_size,
       max_truncated_inputs=config.task.max_truncated_inputs,
       max_truncated_targets=config.task.max_truncated_targets,
       host_index=index, host_count=count)

@@ -1,8 +1,8 @@
 """Where the rows of a published data set come from: files under DATA_DIR, TFDS, Hugging Face.
 
 Rows have one form, that of TFDS, for which T5's castings are written. Readers of files make it;
-`adapt` makes it of rows of Hugging Face or TFDS where those differ. Which of the three is read is said
-(`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
+`adapt` makes it of rows of Hugging Face or TFDS where those differ. Which of the three is read is
+said (`DATA_FROM`), never guessed: 'files' (the default), 'tfds' or 'huggingface'.
 """
 
 import dataclasses
@@ -21,6 +21,10 @@ from prompt_tuning.tasks.readers import Reader, Row
 
 DATA_DIR = "DATA_DIR"
 ORIGINS = ("files", "tfds", "huggingface")
+
+
+class NoData(UserError):
+  """The data of a split is not on this machine."""
 
 
 def same(row: Row) -> Row:
@@ -77,7 +81,8 @@ class Published:
     name = self.tfds if self.origin == "tfds" else self.huggingface
     if name is None:
       raise UserError(f"{self.origin} does not have this data",
-                      found=f"DATA_FROM = {self.origin!r}", wanted="DATA_FROM = 'files'", fix=self.download)
+                      found=f"DATA_FROM = {self.origin!r}", wanted="DATA_FROM = 'files'",
+                      fix=self.download)
     for number, row in enumerate(rows(name, theirs), start=1):
       yield {**self.adapt(row), "where": f"{name}, {theirs} row {number}"}
 
@@ -89,23 +94,29 @@ class Published:
     """
     given = self.data_dir or os.environ.get(DATA_DIR)
     if not given:
-      raise UserError("DATA_DIR is not set", found="neither the macro nor the variable",
-                      wanted=f"the folder of {self.files[split][0]}",
-                      fix=f"{self.download}; then set DATA_DIR{self._or_elsewhere()}")
+      raise NoData("DATA_DIR is not set", found="neither the macro nor the variable",
+                   wanted=f"the folder of {self.files[split][0]}",
+                   fix=f"{self.download}; then set DATA_DIR{self._or_elsewhere()}")
     folder = pathlib.Path(given).expanduser()
     for alternative in self.files[split]:
       found = [_find(folder, name) for name in alternative.split("+")]
       if all(found):
         return [path for paths in found for path in paths]
     wanted = " or ".join(names.replace("+", " with ") for names in self.files[split])
-    raise UserError(f"the data of split {split!r} is not in DATA_DIR", found=f"{folder} without it",
-                    wanted=f"{wanted} there, or gzipped, or in a zip archive",
-                    fix=self.download + self._or_elsewhere())
+    raise NoData(f"the data of split {split!r} is not in DATA_DIR", found=f"{folder} without it",
+                 wanted=f"{wanted} there, or gzipped, or in a zip archive",
+                 fix=self.download + self._or_elsewhere())
 
   def _or_elsewhere(self) -> str:
     elsewhere = [f"DATA_FROM='{origin}' ({name})" for origin, name in
                  (("tfds", self.tfds), ("huggingface", self.huggingface)) if name]
     return "; or set " + " or ".join(elsewhere) if elsewhere else ""
+
+  def place(self) -> str:
+    """Where the rows can come from, in a few words."""
+    names = [self.tfds and f"tfds {self.tfds}", self.huggingface and f"hf {self.huggingface}"]
+    return ", ".join(["DATA_DIR/" + next(iter(self.files.values()))[0].split("+")[0].rpartition(
+      "/")[0], *filter(None, names)])
 
   def fingerprint(self) -> str:
     """Hash of the files' bytes (elsewhere: name and version) and of the code that casts them."""
@@ -116,7 +127,7 @@ class Published:
     for split in self.splits:
       try:
         paths = self.paths(split)
-      except UserError:  # a split that is not there has no rows; who reads it gets the error
+      except NoData:  # a split that is not there has no rows; who reads it gets the error
         continue
       digest.update(split.encode())
       for path in paths:
@@ -161,8 +172,8 @@ def _own_source() -> bytes:
 
 def _tfds_rows(name: str, split: str) -> Iterator[Row]:
   tfds = _imported("tensorflow_datasets", "tensorflow-datasets", "tfds")
-  # One file at a time: the order must be the same in every process. TFDS itself knows TFDS_DATA_DIR,
-  # which may be a bucket (gs://).
+  # One file at a time: the order must be the same in every process. TFDS itself reads
+  # TFDS_DATA_DIR, which may be a bucket (gs://).
   how = tfds.ReadConfig(interleave_cycle_length=1)
   for row in tfds.as_numpy(tfds.load(name, split=split, shuffle_files=False, read_config=how)):
     yield _plain(row)

@@ -18,7 +18,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.tasks import denoising, metrics, table, vocabularies
+from prompt_tuning.tasks import denoising, metrics, table, variants, vocabularies
 from prompt_tuning.tasks.spec import MixtureSpec, Proportional, TaskSpec
 
 DEFAULT_VOCABULARY = "tiny"
@@ -73,10 +73,11 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
     for task in row.tasks:
       build(task, vocabulary=vocabulary, leading_sentinel=leading_sentinel)
     return mixture(row.name, row.rates, vocabulary, own_tasks={t.name: t for t in row.tasks},
-                   leading_sentinel=leading_sentinel)
-  name = _registered_name(row.name, vocabulary, leading_sentinel)
+                   leading_sentinel=leading_sentinel, variant=row.variant)
+  name = _registered_name(row.name, vocabulary, leading_sentinel, row.variant)
   if _built.get(name) == row:
     return seqio.TaskRegistry.get(name)
+  _forget_another_place(name, row)
   _check_free(name, row.name)
   feature = seqio.Feature(vocabulary=vocabularies.load(vocabulary), add_eos=True)
   task = seqio.TaskRegistry.add(
@@ -90,14 +91,17 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
   return task
 
 
-def mixture(name: str, rates: Mapping[str, float | Proportional], vocabulary: str = DEFAULT_VOCABULARY, *,
+def mixture(name: str, rates: Mapping[str, float | Proportional],
+            vocabulary: str = DEFAULT_VOCABULARY, *,
             own_tasks: Mapping[str, TaskSpec] | None = None,
-            leading_sentinel: bool = False) -> seqio.Mixture:
+            leading_sentinel: bool = False, variant: str = "") -> seqio.Mixture:
   """A seqio mixture of our tasks, registered; the same call gives the same one."""
-  row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()))
-  registered = _registered_name(name, vocabulary, leading_sentinel)
+  row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()),
+                    variant=variant)
+  registered = _registered_name(name, vocabulary, leading_sentinel, variant)
   if _built.get(registered) == row:
     return seqio.MixtureRegistry.get(registered)
+  _forget_another_place(registered, row)
   _check_free(registered, name)
   parts = [(build((own_tasks or {}).get(task, task), vocabulary=vocabulary,
                   leading_sentinel=leading_sentinel).name,
@@ -124,9 +128,21 @@ def row_of(registered: str) -> TaskSpec | None:
   return row if isinstance(row, TaskSpec) else None
 
 
-def _registered_name(name: str, vocabulary: str, leading_sentinel: bool) -> str:
+def _registered_name(name: str, vocabulary: str, leading_sentinel: bool, variant: str) -> str:
+  name += f"__{variant}" if variant else ""
   name += "" if vocabulary == DEFAULT_VOCABULARY else f"__{vocabularies.short_id(vocabulary)}"
   return name + ("__sentinel" if leading_sentinel else "")
+
+
+def _forget_another_place(registered: str, row: TaskSpec | MixtureSpec) -> None:
+  """The same data under another DATA_DIR takes the place of what was built before."""
+  before = _built.get(registered)
+  if before is not None and type(before) is type(row) and (
+      variants.without_place(before) == variants.without_place(row)):
+    is_mixture = isinstance(row, MixtureSpec)
+    (seqio.MixtureRegistry if is_mixture else seqio.TaskRegistry).remove(registered)
+    del _built[registered]
+    _training_examples.cache_clear()
 
 
 def _check_free(registered: str, name: str) -> None:

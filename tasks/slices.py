@@ -104,21 +104,26 @@ class Reordered:
   Attributes:
     source: of the rows.
     seed: of the order.
+    only: the splits that are put into it; the others keep theirs. None: all are.
   """
 
   source: Source
   seed: int = 0
+  only: tuple[str, ...] | None = None
 
   @property
   def splits(self) -> tuple[str, ...]:
     return self.source.splits
 
   def rows(self, split: str) -> Iterator[dict[str, Any]]:
+    if self.only is not None and split not in self.only:
+      yield from self.source.rows(split)
+      return
     rows = list(self.source.rows(split))
     yield from (rows[i] for i in order(len(rows), self.seed))
 
   def fingerprint(self) -> str:
-    return _hash(self.source.fingerprint(), str(self.seed))
+    return _hash(self.source.fingerprint(), f"{self.seed} {self.only}")
 
 
 def order(count: int, seed: int) -> list[int]:

@@ -164,12 +164,14 @@ class MixtureSpec:
     rates: task name -> share of the examples (any positive numbers; only their ratio counts), or
       `Proportional` to the task's training examples.
     tasks: specs of tasks that belong to this mixture alone; others come from the table.
+    variant: as a task's.
   """
 
   name: str
   rates: Mapping[str, float | Proportional]
   tasks: tuple[TaskSpec, ...] = ()
   description: str = ""
+  variant: str = ""
 
   def __post_init__(self):
     _check_name(self.name)

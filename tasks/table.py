@@ -64,18 +64,34 @@ def add(row: TaskSpec | MixtureSpec) -> None:
 
 
 def describe() -> list[dict[str, Any]]:
-  """One dictionary a row: name, kind, splits, labels, metrics, description. Reads no data."""
-  return [_described(row) for row in _rows.values()]
+  """One dictionary a row: name, kind, splits, sizes, labels, metrics, description, source.
+
+  Reads no data: sizes are those of the published data, and source is where it can come from.
+  """
+  rows = [_described(row) for row in _rows.values()]
+  for name, family in _families.items():
+    example = _described(family(f"{name}:{cloze.RELATIONS[0]}"))
+    rows.append({**example, "name": f"{name}:{cloze.RELATIONS[0]} ...", "description":
+                 f"facts as clozes, a task for each of {len(cloze.RELATIONS)} relations"})
+  return rows
 
 
 def _described(row: TaskSpec | MixtureSpec) -> dict[str, Any]:
   if isinstance(row, MixtureSpec):
     return {"name": row.name, "kind": "mixture", "splits": (), "labels": None, "metrics": (),
-            "description": row.description or ", ".join(row.rates)}
+            "sizes": {}, "source": "", "description": row.description or ", ".join(row.rates)}
   kind = ("denoising" if row.objective is not None
           else "classification" if row.labels else "text to text")
   return {"name": row.name, "kind": kind, "splits": tuple(row.source.splits),
-          "labels": row.labels, "metrics": row.metrics, "description": row.description}
+          "sizes": dict(row.sizes), "labels": row.labels, "metrics": row.metrics,
+          "description": row.description, "source": _place(row.source)}
+
+
+def _place(source: Any) -> str:
+  """Of a source, or of the one that it is made of."""
+  if hasattr(source, "place"):
+    return source.place()
+  return _place(source.source) if hasattr(source, "source") else ""
 
 
 def num_rows(name: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """AG News (Zhang et al. 2015) and MR (Pang and Lee 2005), cast as T5 casts single sentences.
 
 AG News numbers its classes from 1, and comes with or without a header. MR is two files in latin-1,
-one a class, without splits: its rows are put into a fixed random order and cut 80, 10 and 10 in 100.
+one a class, without splits: its rows are put into a fixed random order and cut 80, 10, 10 in 100.
 """
 
 import dataclasses

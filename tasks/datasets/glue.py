@@ -68,9 +68,9 @@ _IDS = Table(names=("id1", "id2"), columns={"id1": ("id1",), "id2": ("id2",)})
 
 
 def _row(name: str, folder: str, to_text, read: Reader | Mapping[str, Reader], *,
-         labels: tuple[str, ...] | None, metrics: tuple[str, ...], files: Mapping[str, tuple[str, ...]],
-         sizes: tuple[int, ...], their_splits: Mapping[str, str] | None = None,
-         description: str = "") -> TaskSpec:
+         labels: tuple[str, ...] | None, metrics: tuple[str, ...],
+         files: Mapping[str, tuple[str, ...]], sizes: tuple[int, ...],
+         their_splits: Mapping[str, str] | None = None, description: str = "") -> TaskSpec:
   source = Published(
     files={split: tuple("+".join(f"glue/{folder}/{part}" for part in name.split("+"))
                         for name in names) for split, names in files.items()},

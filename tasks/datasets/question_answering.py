@@ -36,7 +36,8 @@ def answer_question(row: Row) -> Example:
     raise Unusable("column 'answers': the question has none")
   inputs = f"question: {pad_marks(row['question'])} context: {pad_marks(row['context'])}"
   padded = [pad_marks(answer) for answer in answers]
-  return {"inputs": _SPACE.sub(" ", inputs), "targets": padded[0], "references": padded}
+  example = {"inputs": _SPACE.sub(" ", inputs), "targets": padded[0], "references": padded}
+  return example | ({"group": row["window_of"]} if "window_of" in row else {})
 
 
 def squad_file(path: pathlib.Path) -> Iterator[RawRow]:

@@ -1,6 +1,6 @@
 """SuperGLUE (Wang et al. 2019, arXiv 1905.00537), cast as T5 does, and FewGLUE's 32-row sets of it.
 
-WSC differs most (Raffel et al. 2020, appendix B): the model is to say in words what a marked pronoun
+WSC differs most (Raffel et al. 2020, appendix B): the model is to say in words what a pronoun
 refers to. It is trained on the rows whose candidate is right, and judged by whether it names the
 candidate (the metric `wsc`). ReCoRD has a training example for each of the right entities.
 """

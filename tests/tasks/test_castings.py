@@ -1,4 +1,4 @@
-"""Castings against T5's own, and worked by hand where T5 has none; variants differ by what they say."""
+"""Castings against T5's own, and by hand where T5 has none; variants differ by what they say."""
 
 import dataclasses
 import json

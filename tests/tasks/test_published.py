@@ -151,8 +151,8 @@ def test_several_answers_and_answers_that_are_not_there(folder):
   with pytest.raises(UserError, match="squad: too many rows of validation cannot be used\n.*2 of 3"
                      ) as error:
     read("squad", "validation", unusable)
-  assert "dev-v1.1.json, 'T' paragraph 1, question q1: column 'answers': 'Bo' at 3 is not in the" in (
-    str(error.value))
+  assert "dev-v1.1.json, 'T' paragraph 1, question q1: column 'answers': 'Bo' at 3 is not" in str(
+    error.value)
   assert "question q2: column 'answers': the question has none" in unusable[1]
 
 
@@ -206,7 +206,8 @@ def test_webnlg_and_dart(folder):
   assert [[t for _, t in texts("webnlg", s)] for s in ("test", "test_seen", "test_unseen")] == [
     ["Seen.", "Unseen."], ["Seen."], ["Unseen."]]
   folder("table2text/dart/dart-v1.1.1-full-dev.json", json.dumps([
-    {"tripleset": [["A", "B", "C"]], "annotations": [{"text": "x."}, {"text": ""}, {"text": "y"}]}]))
+    {"tripleset": [["A", "B", "C"]],
+     "annotations": [{"text": "x."}, {"text": ""}, {"text": "y"}]}]))
   only, = read("dart", "validation")
   assert only == {"inputs": "dart triples: A : B : C", "targets": "x.", "references": ["x.", "y"]}
   folder("table2text/dart/dart-v1.1.1-full-test.xml.gz", XML.format(ENTRY.format("MISC", 1, "Z.")))
@@ -263,8 +264,8 @@ def test_bad_files(folder, task, name, data, messages):
 
 def test_no_data(monkeypatch, tmp_path):
   monkeypatch.delenv("DATA_DIR", raising=False)
-  with pytest.raises(UserError, match="DATA_DIR is not set\n(.*\n)*.*glue/RTE/train.tsv\n.*download "
-                                      "GLUE's archives.*DATA_FROM='tfds' .glue/rte:2.0.0."):
+  with pytest.raises(UserError, match="DATA_DIR is not set\n(.*\n)*.*glue/RTE/train.tsv\n.*"
+                                      "download GLUE's archives.*'tfds' .glue/rte:2.0.0."):
     read("glue_rte", "train")
   monkeypatch.setenv("DATA_DIR", str(tmp_path))
   with pytest.raises(UserError, match="the data of split 'train' is not in DATA_DIR"):

@@ -139,7 +139,7 @@ def test_the_sample_of_mrqa(tmp_path, monkeypatch):
   monkeypatch.setenv("DATA_DIR", str(tmp_path))
   examples = read("mrqa_newsqa", "validation")
   assert len(examples) == 17
-  assert examples[0]["inputs"].startswith("question: What will be nominated ? context: ( CNN ) - - ")
+  assert examples[0]["inputs"].startswith("question: What will be nominated ? context: ( CNN ) - ")
   assert examples[0]["targets"] == "three different videos"
 
 

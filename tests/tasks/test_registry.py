@@ -151,7 +151,8 @@ def test_table(own_table):
   listed = {line["name"]: line for line in tasks.describe()}
   assert listed["registry_listed"] == {
     "name": "registry_listed", "kind": "classification", "splits": ("train", "test"),
-    "labels": ("yes", "no"), "metrics": ("accuracy", "macro_f1"), "description": "mine"}
+    "labels": ("yes", "no"), "metrics": ("accuracy", "macro_f1"), "description": "mine",
+    "sizes": {}, "source": ""}
   assert listed["registry_mixed"]["kind"] == "mixture"
   assert listed["docstring_span_corruption"]["kind"] == "denoising"
   assert listed["docstring_summary"]["kind"] == "text to text"
