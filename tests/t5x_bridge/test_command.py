@@ -67,6 +67,18 @@ def test_a_scope_or_a_field_is_left_to_gin(t5x):
   assert found[-1] == "--gin.utils.SaveCheckpointConfig.keep=3"
 
 
+def test_relative_paths_are_made_absolute(t5x, tmp_path, monkeypatch):
+  """Orbax refuses others, after T5X has loaded the model."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "checkpoint_1").mkdir()
+  found = command.arguments("train", [
+    *FILES, "--gin.MODEL_DIR=run", "--gin.INITIAL_CHECKPOINT_PATH=checkpoint_1"], t5x)
+  assert found[-2:] == [f"--gin.MODEL_DIR='{tmp_path}/run'",
+                        f"--gin.INITIAL_CHECKPOINT_PATH='{tmp_path}/checkpoint_1'"]
+  kept = ["--gin.MODEL_DIR='gs://bucket/run'", "--gin.INITIAL_CHECKPOINT_PATH='gs://b/c'"]
+  assert command.arguments("train", [*FILES, *kept], t5x)[-2:] == kept
+
+
 def test_without_t5x_the_command_says_where_to_read(monkeypatch, capsys):
   monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
   assert main(["t5x", "train", *FILES]) == 2
