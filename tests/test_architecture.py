@@ -57,6 +57,10 @@ ROWS = (
   ("5b", "member_run"),
   ("5b", "train"),
   ("5c", "plan", "t5x_bridge"),
+  ("5c", "t5x_bridge.names", "t5x_bridge.command"),
+  ("5c", "t5x_bridge.module"),
+  ("5c", "t5x_bridge.checkpoint", "t5x_bridge.datasets"),
+  ("5c", "t5x_bridge.model", "t5x_bridge.optimizer"),
   ("6", "transfer"),
   ("6", "inspection", "run_report", "experiments.grid", "experiments.published"),
   ("6", "experiments.results"),
@@ -73,7 +77,7 @@ LAYER_0 = {name for layer, *names in ROWS if layer == "0" for name in names}
 # Layers 0 to 3 and the train step.
 WITHOUT_TENSORFLOW = [name for layer, *names in ROWS if layer in ("0", "1a", "1b", "2", "3")
                       for name in names] + ["optimizers", "train_state", "prompts.soft"]
-TENSORFLOW_FILES = {"data", "evaluate", "checkpoints.mesh_tf"}
+TENSORFLOW_FILES = {"data", "evaluate", "checkpoints.mesh_tf", "t5x_bridge.datasets"}
 
 
 def module_name(path):

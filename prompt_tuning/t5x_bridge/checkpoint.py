@@ -87,10 +87,10 @@ class Restore:
     if missing or unexpected:
       raise UserError(
         "The checkpoint is not this model's",
-        found=f"{self.path}: missing {missing[:4]} ({len(missing)}), unexpected {unexpected[:4]} "
-        f"({len(unexpected)})",
+        found=f"{self.path}: missing {missing[:4]} ({len(missing)}), "
+        f"unexpected {unexpected[:4]} ({len(unexpected)})",
         wanted=f"{len(target) - len(starts)} parameters" + (
-          f", and none of the prompt, which comes from elsewhere ({len(starts)})" if starts else ""),
+          f", and none of the prompt, which is made anew ({len(starts)})" if starts else ""),
         fix=_restore_fix(unexpected, is_resuming))
     for name, leaf in given.items():
       shape = _shape(leaf)
@@ -256,7 +256,7 @@ def total_steps(train_steps: int, path: str) -> int:
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
   """Flat, with tensorstore's specifications of arrays as leaves."""
   flat: dict[str, Any] = {}
-  waiting = [("", core.unfreeze(tree))]
+  waiting: list[tuple[str, Any]] = [("", tree)]
   while waiting:
     prefix, node = waiting.pop()
     for key, value in node.items():

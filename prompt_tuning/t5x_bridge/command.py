@@ -5,12 +5,14 @@ It becomes `python -m t5x.train` (or eval, infer): from there on everything is T
   search paths   of our gin files are set; T5X adds its own
   order          T5X's gin lets the last file win, so the files are put in the order of their ranks
   macros         one that no file reads is an error, which gin accepts in silence
-  values         `--gin.MODEL_DIR=/a/b` needs no second pair of quotes
+  values         `--gin.MODEL_DIR=/a/b` needs no second pair of quotes; relative paths are made
+                 absolute, since Orbax takes no others
 
 Flags that are not ours (`--tfds_data_dir=...`, `--multiprocess_gpu`) go through to T5X.
 """
 
 import argparse
+import ast
 import importlib.util
 import os
 import pathlib
@@ -23,6 +25,9 @@ from prompt_tuning.errors import UserError, nearest
 JOBS = ("train", "eval", "infer")
 _RANKS = ("models", "prompts", "inits", "t5x/models", "t5x/runs", "t5x/optimizers")
 _FOR_T5X = "t5x/runs/"
+# Macros that name what is written, and what is read.
+_OUTPUTS = ("MODEL_DIR", "EVAL_OUTPUT_DIR", "INFER_OUTPUT_DIR")
+_INPUTS = ("INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
 
 
 def run(job: str, flags: Sequence[str]) -> int:
@@ -73,7 +78,7 @@ def arguments(job: str, flags: Sequence[str], t5x: pathlib.Path) -> list[str]:
   _check_macros(files, bindings, search)
   return [sys.executable, "-m", f"t5x.{job}", f"--gin_search_paths={','.join(search)}",
           *(f"--gin_file={name}" for name in files),
-          *(f"--gin.{binding.replace(' = ', '=', 1)}" for binding in bindings), *others]
+          *(f"--gin.{_absolute(binding).replace(' = ', '=', 1)}" for binding in bindings), *others]
 
 
 def in_order(files: Sequence[str]) -> list[str]:
@@ -106,3 +111,16 @@ def _check_macros(files: Sequence[str], bindings: Sequence[str], search: Sequenc
       raise UserError(f"Nothing reads the macro {name}", found=binding,
                       wanted="a macro that one of the gin files reads as %NAME",
                       fix=nearest(name, sorted(known)))
+
+
+def _absolute(binding: str) -> str:
+  """The binding, with a local path in full."""
+  name, _, text = binding.partition(" = ")
+  try:
+    path = ast.literal_eval(text) if name in _OUTPUTS + _INPUTS else None
+  except (ValueError, SyntaxError):
+    path = None
+  if not isinstance(path, str) or "://" in path or not (
+      name in _OUTPUTS or pathlib.Path(path).exists()):
+    return binding
+  return f"{name} = {str(pathlib.Path(path).absolute())!r}"

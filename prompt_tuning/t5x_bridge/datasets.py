@@ -1,8 +1,8 @@
 """Our tasks, and the prompt of each row of a bank, in T5X's data.
 
 T5X asks seqio for a name. `dataset_name` gives one: of this package's tasks after it registered
-them, of a user's own as they are. For a bank it registers each task of a mixture once more, with
-one more feature:
+them, of a user's own as they are. Our tasks of several metrics are registered once more with one
+function for all of them; for a bank, each task of the mixture with one more feature:
 
   prompt_ids   int32 [1], which prompt of the bank the row uses (batches: [B, 1])
 """
@@ -58,30 +58,57 @@ def dataset_name(name: str, vocabulary: str, module: str | None = None,
   """
   found = registry.resolve(name, module=module, vocabulary=vocabulary)
   count = num_prompts(prompt)
-  if count == 1:
-    return found.name
   tasks = seqio.get_subtasks(found)
-  if len(tasks) != count:
-    raise UserError("A bank has a prompt for every task", found=f"{count} prompts, {len(tasks)} "
-                    f"tasks: {', '.join(task.name for task in tasks)}",
-                    wanted="as many prompts as tasks", fix=f"--gin.NUM_PROMPTS={len(tasks)}")
-  wrapped = f"{found.name}__bank_of_{count}"
-  if wrapped in seqio.MixtureRegistry.names():
-    return wrapped
-  parts = [(_with_id(task, i, count), found.get_rate(task)) for i, task in enumerate(tasks)]
-  return seqio.MixtureRegistry.add(wrapped, parts).name
+  if count == 1:
+    if not any(_needs_one_metric(task) for task in tasks):
+      return found.name
+    suffix, parts = "__t5x", [_registered(task, "__t5x") for task in tasks]
+    if isinstance(found, seqio.Task):
+      return parts[0]
+  else:
+    if len(tasks) != count:
+      raise UserError("A bank has a prompt for every task", found=f"{count} prompts, {len(tasks)} "
+                      f"tasks: {', '.join(task.name for task in tasks)}",
+                      wanted="as many prompts as tasks", fix=f"--gin.NUM_PROMPTS={len(tasks)}")
+    suffix = f"__bank_of_{count}"
+    parts = [_registered(task, f"__prompt_{i}_of_{count}", _with_id(task, i, count))
+             for i, task in enumerate(tasks)]
+  mixture = found.name + suffix
+  if mixture not in seqio.MixtureRegistry.names():
+    rates = [found.get_rate(task) for task in tasks]
+    seqio.MixtureRegistry.add(mixture, list(zip(parts, rates, strict=True)))
+  return mixture
 
 
-def _with_id(task: seqio.Task, prompt_id: int, count: int) -> str:
-  """Registers a task whose rows say which prompt is theirs."""
-  name = f"{task.name}__prompt_{prompt_id}_of_{count}"
+def _registered(task: seqio.Task, suffix: str, changes: dict[str, Any] | None = None) -> str:
+  """Registers a task once more, as T5X needs it; its new name."""
+  name = task.name + suffix
   if name not in seqio.TaskRegistry.names():
-    feature = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=count), add_eos=False,
-                            dtype=tf.int32)
-    seqio.TaskRegistry.add_provider(name, task.replace(
-      name=name, preprocessors=[*task.preprocessors, functools.partial(_add_id, prompt_id)],
-      output_features={**task.output_features, FEATURE: feature}))
+    changes = dict(changes or {})
+    if _needs_one_metric(task):
+      changes["metric_fns"] = [functools.partial(_all_metrics, task.metric_fns)]
+    seqio.TaskRegistry.add_provider(name, task.replace(name=name, **changes))
   return name
+
+
+def _with_id(task: seqio.Task, prompt_id: int, count: int) -> dict[str, Any]:
+  """What makes a task's rows say which prompt is theirs."""
+  feature = seqio.Feature(vocabulary=seqio.PassThroughVocabulary(size=count), add_eos=False,
+                          dtype=tf.int32)
+  return {"preprocessors": [*task.preprocessors, functools.partial(_add_id, prompt_id)],
+          "output_features": {**task.output_features, FEATURE: feature}}
+
+
+def _needs_one_metric(task: seqio.Task) -> bool:
+  """Our metrics share some counts, and seqio refuses two functions that give one key."""
+  return registry.row_of(task.name) is not None and len(task.metric_fns) > 1
+
+
+def _all_metrics(metric_fns: Any, targets: Any, predictions: Any) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for metric in metric_fns:
+    found |= metric(targets, predictions)
+  return found
 
 
 def _add_id(prompt_id: int, dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -85,9 +85,8 @@ class Optax(t5x_optimizers.OptaxWrapper):
     updates, new = self.optax_optimizer.update(self._part(grads), state.param_states, part)
     changed = trees.flatten(names.to_t5x(optax.apply_updates(part, updates)))
     merged = trees.unflatten(trees.flatten(core.unfreeze(params)) | changed)
-    if isinstance(params, core.FrozenDict):
-      merged = core.freeze(merged)
-    return merged, t5x_optimizers.OptimizerState(step=state.step + 1, param_states=new)
+    kept = core.freeze(merged) if isinstance(params, core.FrozenDict) else merged
+    return kept, t5x_optimizers.OptimizerState(step=state.step + 1, param_states=new)
 
   def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
     axes = jax.tree.map(lambda _: None, optimizer.state_dict())

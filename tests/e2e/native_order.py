@@ -10,7 +10,8 @@ def get_dataset(cfg, shard_id, num_shards, feature_converter_cls, num_epochs=Non
                 continue_from_last_checkpoint=False, *, seed=0, cache_dir):
   """T5X's `utils.get_dataset`, over `TrainData`."""
   assert (shard_id, num_shards, num_epochs, continue_from_last_checkpoint) == (0, 1, None, False)
-  task = seqio.get_mixture_or_task(cfg.mixture_or_task_name)
+  # A bank's tasks go by other names in T5X, and the order of rows depends on the name.
+  task = seqio.get_mixture_or_task(cfg.mixture_or_task_name.partition("__bank_of")[0])
   tasks = seqio.get_subtasks(task)
   ids = {each.name: i for i, each in enumerate(tasks)} if len(tasks) > 1 else None
   data = TrainData(task, lengths=cfg.task_feature_lengths, batch_size=cfg.batch_size, seed=seed,

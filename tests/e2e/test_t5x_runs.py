@@ -14,16 +14,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from toy_runs import SMALL, Folder
 
 from prompt_tuning import config, trees
-from prompt_tuning.checkpoints import loading, prompt_files
+from prompt_tuning.checkpoints import backbone, loading, prompt_files, t5x_legacy
+from prompt_tuning.checkpoints.stacking import in_layout
 from prompt_tuning.main import main
 from prompt_tuning.prompted import init_backbone
-from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.t5x_bridge import names
+from prompt_tuning.tasks import vocabularies
 
 pytestmark = [pytest.mark.t5x, pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]
 STEPS, FIRST = 20, 1000
@@ -76,15 +78,10 @@ class Lab:
     self.eval_gin = root / "eval.gin"
     self.eval_gin.write_text(COMMON)
     settings = self.native.config("unused")
-    from prompt_tuning.checkpoints import backbone
-    from prompt_tuning.tasks import vocabularies
-    import jax
     self.params = init_backbone(jax.random.key(5), settings.model.backbone)
     backbone.save(root / "backbone", self.params, settings.model.backbone,
                   vocabulary=vocabularies.fingerprint("bytes"), about={})
     self.t5x = root / "pretrained" / f"checkpoint_{FIRST}"
-    from prompt_tuning.checkpoints import t5x_legacy
-    from prompt_tuning.checkpoints.stacking import in_layout
     reader = in_layout(loading.find(str(root / "backbone")).open(str(root / "backbone")), False)
     t5x_legacy.write(str(self.t5x), reader, config=settings.model.backbone,
                      metadata={"step": FIRST})
@@ -205,3 +202,95 @@ def test_greedy_outputs_are_identical(lab, soft, capsys, owner):
   assert len(found) == len(wanted) > 10
   for row in wanted:
     assert found[row["input"]] == row["prediction"], row
+
+
+def test_the_default_optimizer_is_t5xs_with_the_step_count_of_the_pre_training(lab):
+  """T5X's Adafactor, on its older checkpoint path; then a resume, which has nothing left to do."""
+  files = ("prompts/soft.gin", "inits/uniform.gin")
+  losses, native = lab.run_native("native_adafactor", *files, "runs/prompt_tune.gin",
+                                  **{"optimizers__Adafactor__step_offset": FIRST})
+  t5x_losses, folder = lab.run_t5x("t5x_adafactor", *files, USE_ORBAX=False)
+  np.testing.assert_allclose(t5x_losses, losses, rtol=1e-4)
+  found = prompt_files.read(str(folder)).values
+  assert_alike(found, np.load(native / "prompt.npy"), 1e-3)
+  step = folder / f"checkpoint_{FIRST + STEPS}"
+  assert (step / "checkpoint").is_file()  # T5X's msgpack
+  lab.assert_backbone_is_untouched(step)
+  state = {name for name in lab.reader(step).ignored if name.startswith("state/param_states/")}
+  assert state == {f"state/param_states/{names.PROMPT}/prompt/{moment}"
+                   for moment in ("m", "v", "v_col", "v_row")}
+  lab.run_t5x("t5x_adafactor", *files, USE_ORBAX=False)
+  np.testing.assert_array_equal(prompt_files.read(str(folder)).values, found)
+
+
+@pytest.mark.parametrize("optimizer", ["ours", "adafactor"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(lab, soft, optimizer):
+  """Through Orbax; native_order starts anew, so both halves see the same rows."""
+  files = ("prompts/soft.gin", "inits/sampled_vocab.gin", f"t5x/optimizers/{optimizer}.gin")
+  name = f"t5x_resumed_{optimizer}"
+  lab.run_t5x(name, *files, TRAIN_STEPS=STEPS // 2)
+  first = prompt_files.read(str(lab.root / name)).values
+  log = lab.t5x_command("train", "t5x/runs/prompt_tune.gin", *files, user=lab.gin,
+                        MODEL_DIR=str(lab.root / name), INITIAL_CHECKPOINT_PATH=str(lab.t5x))
+  assert "Resumed: " in log and "Initializing param=" not in log
+  assert len(lab.losses(name)) == STEPS
+  assert trees.differences({"p": first}, {"p": prompt_files.read(str(lab.root / name)).values})
+  if optimizer == "ours":  # up to the middle the same run
+    whole = np.load(soft[1][1] / f"numpy_checkpoints/checkpoint_{FIRST + STEPS // 2}/prompt.npy")
+    np.testing.assert_array_equal(first, whole)
+
+
+def test_a_bank_trains_a_prompt_for_each_task(lab):
+  files, macros = ("prompts/soft.gin",), {"NUM_PROMPTS": 2, "MIXTURE_OR_TASK_NAME": "toy_two"}
+  losses, native = lab.run_native("native_bank", *files, "runs/prompt_tune.gin", **macros)
+  t5x_losses, folder = lab.run_t5x("t5x_bank", *files, "t5x/optimizers/ours.gin", **macros)
+  np.testing.assert_allclose(t5x_losses, losses, rtol=1e-4)
+  bank = np.load(folder / "prompt.npy")
+  assert bank.shape == (2, 4, 16)
+  assert_alike(bank, np.load(native / "prompt.npy"), 1e-3)
+
+
+def test_a_prefix_trains_with_adamw(lab):
+  macros = {"PREFIX_HIDDEN": 6, "LEARNING_RATE": 0.01}
+  losses, native = lab.run_native("native_prefix", "prompts/prefix.gin", "runs/adamw_tune.gin",
+                                  **macros)
+  t5x_losses, folder = lab.run_t5x("t5x_prefix", "prompts/prefix.gin", "t5x/optimizers/adamw.gin",
+                                   **macros)
+  np.testing.assert_allclose(t5x_losses, losses, rtol=1e-4)
+  lab.assert_backbone_is_untouched(folder / f"checkpoint_{FIRST + STEPS}")
+  from safetensors.numpy import load_file
+  found, wanted = (load_file(path / "prompt.safetensors") for path in (folder, native))
+  assert found.keys() == wanted.keys()
+  for name, leaf in wanted.items():
+    assert_alike(found[name], leaf, 1e-3)
+
+
+def accuracy(folder):
+  line = (folder / "inference_eval/toy_labels__bytes-metrics.jsonl").read_text().splitlines()[-1]
+  return json.loads(line)
+
+
+def test_an_evaluation_reads_the_prompt_from_the_checkpoint_or_from_its_file(lab, soft):
+  """The same metrics, whichever it is."""
+  in_t5x = soft[1][1]
+  found = []
+  for name, macros in (
+      ("file", {"CHECKPOINT_PATH": str(lab.t5x), "PROMPT_FILE": str(in_t5x)}),
+      ("whole", {"CHECKPOINT_PATH": str(in_t5x / f"checkpoint_{FIRST + STEPS}")})):
+    folder = lab.root / f"eval_{name}"
+    lab.t5x_command("eval", "prompts/soft.gin", "t5x/runs/eval.gin", user=lab.eval_gin,
+                    EVAL_OUTPUT_DIR=str(folder), **macros)
+    found.append({key: value for key, value in accuracy(folder).items() if key != "step"})
+  assert found[0] == found[1] and "accuracy" in found[0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(lab):
+  """T5X alone would warn and go on with random weights where a parameter is missing."""
+  broken = lab.root / "broken" / f"checkpoint_{FIRST}"
+  reader = lab.reader(lab.t5x)
+  del reader.leaves["decoder/layers_1/mlp/wo/kernel"]
+  t5x_legacy.write(str(broken), reader, config=reader.config, metadata={"step": FIRST})
+  log = lab.t5x_command(
+    "train", "prompts/soft.gin", "t5x/runs/prompt_tune.gin", user=lab.gin, succeeds=False,
+    MODEL_DIR=str(lab.root / "refused"), INITIAL_CHECKPOINT_PATH=str(broken))
+  assert "missing ['decoder/layers_1/mlp/wo/kernel'] (1)" in log

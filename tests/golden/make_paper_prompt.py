@@ -72,8 +72,9 @@ def built(architecture):
 def module_of(sizes, buckets, distance):
   """The paper's PromptEncoderDecoder, from its own gin files."""
   import gin
-  import prompt_tuning
   import t5x
+
+  import prompt_tuning
   gin.clear_config()
   for package in (prompt_tuning, t5x):
     gin.add_config_file_search_path(str(pathlib.Path(next(iter(package.__path__))).parent))

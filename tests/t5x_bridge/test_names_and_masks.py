@@ -60,6 +60,8 @@ def test_names_go_both_ways_and_no_two_are_one(method):
   assert trees.flatten(names.from_t5x(there)) == trees.flatten(params)
 
 
+# Flax calls the traversals, of which T5X makes its masks, deprecated (2026-11-25).
+@pytest.mark.filterwarnings("ignore:.flax.traverse_util.Traversal. will:DeprecationWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mask_matches_exactly_the_prompt(method):
   trained = Trained(backbone=CONFIG, prompt=method)
