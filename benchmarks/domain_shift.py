@@ -4,9 +4,10 @@
   python -m benchmarks.domain_shift runs/shift --table
 
 Each cell trains on a shift's source (`gin_configs/papers/shift_NAME.gin`) and evaluates once on the
-source's own held-out rows and on the other data; the best step is chosen on the first 256 rows of the
-source's validation split (SST-2 has no other labelled rows: its own number there is optimistic). Defaults are what a laptop bears, on the shipped model; with
-`--flags` the same cells run on a real T5. Finished cells are not repeated.
+source's own held-out rows and on the other data; the best step is chosen on the first 256 rows of
+the source's validation split (SST-2 has no other labelled rows: its own number is optimistic).
+Defaults are what a laptop bears, on the shipped model; with `--flags` the same cells run on a real
+T5. Finished cells are not repeated.
 """
 
 import argparse
@@ -39,7 +40,8 @@ MRQA = ("bioasq", "drop", "duorc", "race", "re", "textbookqa")
 _SHORT = {"TASK_FEATURE_LENGTHS": {"inputs": 88, "targets": 4}}
 SHIFTS = {
   "docstrings": Shift("accuracy",
-                      (("docstring_kind_seen", "test"), ("docstring_kind_unseen", "test")), {"TASK_FEATURE_LENGTHS": {"inputs": 96, "targets": 4}}),
+                      (("docstring_kind_seen", "test"), ("docstring_kind_unseen", "test")),
+                      {"TASK_FEATURE_LENGTHS": {"inputs": 96, "targets": 4}}),
   "sst2": Shift("accuracy", (("glue_sst2", "validation"), ("mr", "test")), _SHORT),
   "mr": Shift("accuracy", (("mr", "test"), ("glue_sst2", "validation")), _SHORT),
   "squad": Shift("f1", (("squad", "validation"),

@@ -1,8 +1,8 @@
 """Evaluates every task of a mixture by its own metrics, and averages those of a benchmark.
 
 A mixture is trained as one stream but judged task by task: `eval` on `super_glue` ranks BoolQ's
-labels, decodes ReCoRD's answers, and ends with SuperGLUE's average. A task with a second test set of
-that split (`validation_mismatched` of MNLI) is evaluated on both.
+labels, decodes ReCoRD's answers, and ends with SuperGLUE's average. A task with a second test set
+of that split (`validation_mismatched` of MNLI) is evaluated on both.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Mixtures of tasks: those of the table, and one that gin can fill.
 
-Rates as T5 mixes (Raffel et al. 2020, section 3.5.2): `proportional` to the training examples with a
-cap and a temperature, `equal`, or numbers of one's own. Only what the training stream draws depends on
-them; evaluation takes every task by itself.
+Rates as T5 mixes (Raffel et al. 2020, section 3.5.2): `proportional` to the training examples with
+a cap and a temperature, `equal`, or numbers of one's own. Only what the training stream draws
+depends on them; evaluation takes every task by itself.
 """
 
 import dataclasses
