@@ -1,8 +1,8 @@
 """Evaluates every task of a mixture by its own metrics, and averages those of a benchmark.
 
 A mixture is trained as one stream but judged task by task: `eval` on `super_glue` ranks BoolQ's
-labels, decodes ReCoRD's answers, and ends with SuperGLUE's average. A task with a second test set of
-that split (`validation_mismatched` of MNLI) is evaluated on both.
+labels, decodes ReCoRD's answers, and ends with SuperGLUE's average. A task with a second test set
+of that split (`validation_mismatched` of MNLI) is evaluated on both.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from prompt_tuning.eval_run import EvalConfig, Report, evaluate_runs
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import benchmark_averages
 from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks.variants import Variant
 
 SECOND = "mismatched"
 
@@ -55,7 +56,8 @@ def parts(config: EvalConfig) -> list[EvalConfig]:
     return [config]
   found = []
   for name, row in setup.rows.items():
-    task = dataclasses.replace(config.task, name=setup.names[name],
+    # The rows are varied already: TASKLESS must not take off a second prefix.
+    task = dataclasses.replace(config.task, name=setup.names[name], variant=Variant(),
                                source=None if row is None else Given(row))
     split = config.eval_settings.split
     second = f"{split}_{SECOND}"

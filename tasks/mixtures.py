@@ -1,8 +1,8 @@
 """Mixtures of tasks: those of the table, and one that gin can fill.
 
-Rates as T5 mixes (Raffel et al. 2020, section 3.5.2): `proportional` to the training examples with a
-cap and a temperature, `equal`, or numbers of one's own. Only what the training stream draws depends on
-them; evaluation takes every task by itself.
+Rates as T5 mixes (Raffel et al. 2020, section 3.5.2): `proportional` to the training examples with
+a cap and a temperature, `equal`, or numbers of one's own. Only what the training stream draws
+depends on them; evaluation takes every task by itself.
 """
 
 import dataclasses
@@ -27,9 +27,15 @@ def proportional(name: str, tasks: Sequence[str], description: str = "") -> Mixt
                      description=description)
 
 
+# MRQA 2019's test sets from other sources than its training sets; there is nothing to train on.
+MRQA_OUT_OF_DOMAIN = tuple(f"mrqa_{name}" for name in (
+  "bioasq", "drop", "duorc", "race", "re", "textbookqa"))
+
 ROWS = (
   proportional("glue", GLUE, "eight tasks of GLUE, without WNLI as T5 trains them"),
   proportional("super_glue", SUPER_GLUE, "the eight tasks of SuperGLUE"),
+  MixtureSpec(name="mrqa_out_of_domain", rates=dict.fromkeys(MRQA_OUT_OF_DOMAIN, 1.0),
+              description="MRQA's six test sets of other domains; evaluation only"),
 )
 
 

@@ -113,12 +113,13 @@ def mixture(name: str, rates: Mapping[str, float | Proportional],
 
 
 def _rate(rate: Proportional, task: seqio.Task) -> float:
-  return rate.rate(_training_examples(task.name))
+  return rate.rate(_training_examples(task.name, _built[task.name].source.fingerprint()))
 
 
 @functools.cache
-def _training_examples(registered: str) -> int:
+def _training_examples(registered: str, fingerprint: str) -> int:
   """Examples of the training split, by reading it once."""
+  del fingerprint  # a part of the cache's key
   return sum(1 for _ in _built[registered].examples("train"))
 
 
