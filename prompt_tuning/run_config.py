@@ -29,7 +29,7 @@ from prompt_tuning.prompted import (
   init_prompt,
   logical_axes,
 )
-from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
+from prompt_tuning.prompts.initializers import Sources, read_prompt
 from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tasks.variants import Variant
@@ -131,11 +131,10 @@ class ModelConfig:
     return reader
 
   def check_prompt_start(self) -> None:
-    """The file or run that the prompt starts from, checked without the backbone's weights."""
-    start = getattr(self.prompt, "initializer", None)
-    if isinstance(start, FromFile | FromRun):
-      table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
-      start(purpose_key(0, "prompt"), self.prompt.length, Sources(embedding=table))
+    """The files and runs that the prompt starts from, checked without the backbone's weights."""
+    table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
+    if self.prompt is not None:
+      self.prompt.check_start(purpose_key(0, "prompt"), Sources(embedding=table))
 
   def load_backbone(self, seed: int, trained: trees.Split | None = None,
                     partitioner: Partitioner | None = None) -> dict[str, Any]:

@@ -186,6 +186,9 @@ class Trainer:
 
   def _check_starts(self) -> None:
     self.config.model.check_prompt_start()
+    if self.config.distillation is not None:
+      self.config.distillation.check(self.module)
+      self.teachers = self.config.distillation.bank(self.config.model.backbone.emb_dim)
 
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
@@ -248,8 +251,10 @@ class Trainer:
 
   def _make_step(self) -> Callable:
     config = self.config
+    term = None if config.distillation is None else config.distillation.term(
+      self.module, self.teachers)
     return make_train_step(self.module, self.split, config.optimizer, self.transformation,
-                           config.loss, config.start_seed)
+                           config.loss, config.start_seed, term)
 
   def _summary(self, trainable: Any, frozen: Any, backbone: Any, fingerprint: str,
                resumed: int | None) -> dict[str, Any]:

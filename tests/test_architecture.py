@@ -45,7 +45,7 @@ ROWS = (
   ("4b", "checkpoints.loading"),
   ("4b", "batches"),
   ("4b", "data"),
-  ("4b", "run_config", "members"),
+  ("4b", "run_config", "members", "distillation"),
   ("4b", "task_setup"),
   ("5a", "plots", "progress", "scoring", "native_logs", "info", "task_listing",
    "trained_model", "convert"),
