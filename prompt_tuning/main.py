@@ -8,6 +8,7 @@ that the same command resumes; 2 a mistake of the user's; 130 interrupted from t
 import argparse
 import ast
 import dataclasses
+import importlib
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo")
+COMPUTES = ("train", "eval", "infer", "demo", "design")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +287,12 @@ def _transfer(arguments: Arguments) -> int:
   return 0
 
 
+def _lazily(module: str, function: str) -> Callable[[Arguments], int]:
+  """A command whose body is beside its feature: `prompt_tuning.<module>.<function>(arguments)`."""
+  return lambda arguments: getattr(importlib.import_module(f"prompt_tuning.{module}"), function)(
+    arguments)
+
+
 def _demo(arguments: Arguments) -> int:
   with quiet_imports():
     from prompt_tuning import demo
@@ -356,6 +363,8 @@ COMMANDS = {
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),
+  "design": Command("hard prompts: templates, words for the classes, examples in the context",
+                    _lazily("discrete.commands", "design")),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }

@@ -85,11 +85,12 @@ def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: t
 
 
 def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
-                 prompt_ids: Array | None = None) -> Array:
+                 prompt_ids: Array | None = None, *, given: int = 0) -> Array:
   """`[B, S]` inputs and `[C, U]` labels -> log-likelihoods `[B, C]`.
 
   Args:
     prompt_ids: `[B]`, of a bank of prompts.
+    given: the first tokens of every label are given (a sentinel, say) and not scored.
   """
   rows, classes = tokens.shape[0], labels.shape[0]
   encoded = model.apply({"params": params}, tokens, prompt_ids=prompt_ids, method="encode")
@@ -101,7 +102,8 @@ def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
     prompt_ids = jnp.repeat(prompt_ids, classes)
   logits = model.apply({"params": params}, encoded, jnp.repeat(tokens, classes, axis=0), shifted,
                        enable_dropout=False, prompt_ids=prompt_ids, method="decode")
-  scores = sequence_log_likelihood(logits, targets, (targets != 0).astype(jnp.float32))
+  scored = (targets != 0) & (jnp.arange(targets.shape[1]) >= given)[None]
+  scores = sequence_log_likelihood(logits, targets, scored.astype(jnp.float32))
   return scores.reshape(rows, classes)
 
 
