@@ -22,7 +22,7 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo", "design")
+COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,6 +365,8 @@ COMMANDS = {
                       False),
   "design": Command("hard prompts: templates, words for the classes, examples in the context",
                     _lazily("discrete.commands", "design")),
+  "autoprompt": Command("search for a discrete prompt by the model's gradient",
+                        _lazily("discrete.commands", "autoprompt")),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }

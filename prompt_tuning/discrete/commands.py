@@ -37,3 +37,42 @@ def design(arguments: Any) -> int:
                   f"{escape(best['words'])}, chosen on these very rows", highlight=False)
   print(f"Wrote results.csv (every prompt), spread.csv, spread.png and summary.json to {folder}.")
   return 0
+
+
+def autoprompt(arguments: Any) -> int:
+  """`prompt-tuning autoprompt`: the trigger, and its scores beside those of other prompts."""
+  arguments.load("autoprompt")
+  with quiet_imports():
+    from prompt_tuning.discrete.autoprompt import AutoPrompt
+    from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
+    from prompt_tuning.prompt_figures import draw_lines
+  settings = config.build(AutoPromptConfig)
+  search = AutoPrompt(settings, config.operative())
+  summary = search.run()
+  folder = pathlib.Path(settings.model_dir)
+  names = ["search rows", *summary["majority"]]
+  table = Table(title=f"{settings.task.name}: accuracy (loss)")
+  table.add_column("prompt")
+  for name in names:
+    table.add_column(name, justify="right")
+  table.add_row("majority class", "", *(f"{value:.3f}" for value in summary["majority"].values()))
+  for prompt, results in summary["results"].items():
+    table.add_row(prompt, *(f"{results[name]['accuracy']:.3f} ({results[name]['loss']:.3f})"
+                            for name in names))
+  console = Console()
+  console.print(table)
+  found = search.described()
+  console.print(f"trigger of step {summary['best_step']}: {escape(' '.join(found['pieces']))}",
+                highlight=False)
+  for label, texts in found["classes"].items():
+    console.print(f"{escape(label)}: {escape(', '.join(texts))}", highlight=False)
+  files = "prompt.npy, trigger.json, summary.json"
+  if search.state.swaps:
+    points = [(swap["step"], min(swap["before"], swap["after"]), 0.0)
+              for swap in search.state.swaps]
+    draw_lines({"search rows": points}, "step", "loss", folder / "loss.png")
+    files += ", swaps.csv, loss.png"
+  print(f"Wrote {files} to {folder}.")
+  print("Start a soft prompt from it:  prompt-tuning train --gin_file=inits/from_file.gin "
+        f"--gin.INITIAL_PROMPT_FILE={folder / 'prompt.npy'} ...")
+  return 0
