@@ -22,7 +22,7 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt")
+COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt", "recover")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +367,8 @@ COMMANDS = {
                     _lazily("discrete.commands", "design")),
   "autoprompt": Command("search for a discrete prompt by the model's gradient",
                         _lazily("discrete.commands", "autoprompt")),
+  "recover": Command("vectors that make a frozen model say given sentences",
+                     _lazily("recovery_command", "recover")),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }
