@@ -80,7 +80,7 @@ def test_without_a_command(capsys):
   (["info", "--gin_fil=x"], "did you mean '--gin_file'"),
   (["info", "--jsn"], "did you mean '--json'?"),
   (["tasks", "--gin.SPLIT=test"], "`prompt-tuning tasks` does not take --gin.SPLIT"),
-  (["inspect"], "PROMPT.npy"),
+  (["inspect"], "PROMPT"),
   (["tasks", "docstring_libary"], "did you mean 'docstring_library'"),
   (["tasks", "docstring_library", "--vocabulary=huge"], "no vocabulary 'huge'"),
   (["info", "--gin_file=models/tiny.gin", "--gin.FROZN_DTYPE='bfloat16'"],
