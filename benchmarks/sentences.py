@@ -1,10 +1,10 @@
-"""Sentences for `prompt-tuning recover`: of the held-out corpus, and of domains the model never saw.
+"""Sentences for `prompt-tuning recover`: of the held-out corpus, and of unseen domains.
 
   python benchmarks/sentences.py DATA_DIR OUT_DIR
 
 Writes `textbooks.txt` and `novels.txt` (the corpus's validation parts), `reviews.txt` (SST-2's
-development rows), `news.txt` (descriptions of AG News's test rows) and `restaurants.txt` (references
-of E2E's test set): sentences of 6 to 20 words, in an order drawn with a fixed seed.
+development rows), `news.txt` (descriptions of AG News's test rows) and `restaurants.txt` (E2E's
+test references): sentences of 6 to 20 words, in an order drawn with a fixed seed.
 """
 
 import argparse

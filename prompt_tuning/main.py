@@ -289,12 +289,23 @@ def _tasks(arguments: Arguments) -> int:
 
 
 def _inspect(arguments: Arguments) -> int:
-  arguments.load("model")
-  from prompt_tuning.inspection import inspect
+  from prompt_tuning.inspection import Looking, inspect
   from prompt_tuning.run_config import ModelConfig
   options = arguments.options
-  inspect(config.build(ModelConfig), options.prompt, words=options.words,
-          output_dir=options.output_dir)
+  looking = Looking(words=options.words, clusters=options.clusters, output_dir=options.output_dir,
+                    labels=tuple(options.labels) if options.labels else None)
+
+  def config_of(folder: pathlib.Path) -> ModelConfig:
+    config.load(["commands/model.gin", str((folder / "config.gin").absolute())], [],
+                options.gin_search_paths)
+    return config.build(ModelConfig)
+
+  runs = [path for path in map(pathlib.Path, options.prompt) if (path / "config.gin").is_file()]
+  if runs and not options.gin_file:
+    # A run says which backbone its prompt is of.
+    options.gin_file = [str((runs[0] / "config.gin").absolute())]
+  arguments.load("model")
+  inspect(config.build(ModelConfig), options.prompt, looking, config_of)
   return 0
 
 
@@ -356,9 +367,13 @@ def _tasks_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("prompt", nargs="+", metavar="PROMPT.npy", help="prompts to look at")
+  parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="prompts, or MODEL_DIRs of runs")
   parser.add_argument("--words", type=int, default=5, metavar="K", help="words a vector (5)")
-  parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and a heat map there")
+  parser.add_argument("--clusters", type=int, default=5, metavar="K",
+                      help="clusters of a prompt's vectors (5)")
+  parser.add_argument("--labels", nargs="+", metavar="LABEL", help="class labels to look for, in "
+                      "the order of CLASS_LABELS (those that a run started from)")
+  parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and figures there")
 
 
 def _transfer_flags(parser: argparse.ArgumentParser) -> None:
@@ -391,7 +406,8 @@ COMMANDS = {
                      _convert_flags),
   "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),
   "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags),
-  "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
+  "inspect": Command("words near a prompt, its clusters and labels, how far prompts are apart",
+                     _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),
   "t5x": Command("our prompts inside T5X: becomes t5x.train, t5x.eval or t5x.infer", _t5x,

@@ -81,7 +81,7 @@ def test_without_a_command(capsys):
   (["info", "--jsn"], "did you mean '--json'?"),
   (["tasks", "--gin.TASKLESS=True"], "settings vary one task"),
   (["tasks", "docstring_match", "--gin.TASKLES=True"], "did you mean 'TASKLESS'"),
-  (["inspect"], "PROMPT.npy"),
+  (["inspect"], "PROMPT"),
   (["tasks", "docstring_libary"], "did you mean 'docstring_library'"),
   (["tasks", "docstring_library", "--vocabulary=huge"], "no vocabulary 'huge'"),
   (["info", "--gin_file=models/tiny.gin", "--gin.FROZN_DTYPE='bfloat16'"],

@@ -19,10 +19,10 @@ import numpy as np
 from prompt_tuning import scoring
 from prompt_tuning.batches import fold
 from prompt_tuning.checkpoints import backbone as backbone_files
-from prompt_tuning.disk import write_text
 from prompt_tuning.discrete import autoprompt_config, words
 from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig, Data, Rows
 from prompt_tuning.discrete.search import Search, answer_states, project
+from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID
 from prompt_tuning.run_dir import RunDir, describe, environment

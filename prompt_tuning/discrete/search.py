@@ -151,7 +151,7 @@ def first_order(table: Array, trigger: Array, position: Array, gradient: Array) 
 
 
 def project(prompt: np.ndarray, table: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-  """`[P, D]` -> `[P]`: the allowed token whose embedding has the largest cosine with each vector."""
+  """`[P, D]` -> `[P]`: of the allowed tokens the one with the largest cosine with each vector."""
   def unit(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
