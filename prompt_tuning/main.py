@@ -17,11 +17,12 @@ from typing import Any
 
 from prompt_tuning import config, gin_files, host_memory
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.experiments import command as sweep_command
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo")
+COMPUTES = ("train", "eval", "infer", "demo", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,6 +357,10 @@ COMMANDS = {
   "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),
+  "sweep": Command("a resumable grid of runs, its CSV files and its figures",
+                   lambda arguments: sweep_command.run(arguments.options,
+                                                       lambda: arguments.load("sweep")),
+                   sweep_command.flags),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }
