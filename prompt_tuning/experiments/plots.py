@@ -75,7 +75,7 @@ def score_by_size(rows: Sequence[Row], *, overlay: bool = False) -> Any:
     _draw_majority(axis, own)
     if overlay and all(task.startswith("super_glue") for task in tasks):
       _overlay(axis, title)
-    axis.set_xscale("log")
+    _log_axis(axis, own, "backbone_parameters")
     _label(axis, title, "parameters of the backbone", series.metric_of(own))
   return figure
 
@@ -97,7 +97,7 @@ def ablations(rows: Sequence[Row]) -> Any:
   for axis, (setting, task, own) in zip(axes, panels, strict=True):
     _draw_lines(axis, series.lines(own, setting))
     _draw_majority(axis, own)
-    axis.set_xscale("log")
+    _log_axis(axis, own, "backbone_parameters")
     title = f"{setting.replace('_', ' ')}: {task}" if task else setting.replace("_", " ")
     _label(axis, title, "parameters of the backbone", series.metric_of(own))
   return figure
@@ -114,7 +114,7 @@ def trained_parameters(rows: Sequence[Row]) -> Any:
     own = [row for row in rows if row["task"] == task]
     _draw_lines(axis, series.lines(own, "method", "trained_parameters"))
     _draw_majority(axis, own)
-    axis.set_xscale("log")
+    _log_axis(axis, own, "trained_parameters")
     _label(axis, task, "trained parameters", series.metric_of(own))
   return figure
 
@@ -142,7 +142,7 @@ def ensembles(rows: Sequence[Row]) -> Any:
     labels = [row.get("size") or row["run"] for run in runs
               for row in [next(r for r in own if r["run"] == run)]]
     _draw_bars(axis, labels, kinds, {"mean of the prompts": spread})
-    _label(axis, task, "", series.metric_of(own))
+    _label(axis, task, "", series.metric_of(own), below=True)
   return figure
 
 
@@ -166,7 +166,7 @@ def domain_shift(rows: Sequence[Row], *, overlay: bool = False) -> Any:
     for method, values in published.domain_shift(targets).items():
       kinds[f"{method}, published"] = values
   _draw_bars(axis, targets, kinds, spreads)
-  _label(axis, "", "", series.metric_of(elsewhere))
+  _label(axis, "", "", series.metric_of(elsewhere), below=True)
   return figure
 
 
@@ -254,13 +254,35 @@ def _overlay(axis: Any, task: str) -> None:
               linestyle="none", label=f"{method}, published")
 
 
-def _label(axis: Any, title: str, x: str, y: str) -> None:
+def _log_axis(axis: Any, rows: Sequence[Row], column: str) -> None:
+  """A log axis with a tick at each number that is there, as far as they have room."""
+  axis.set_xscale("log")
+  places = sorted({row[column] for row in rows if row.get(column)})
+  ticks = places[:1]
+  for place in places[1:]:
+    if place / ticks[-1] > max(1.6, (places[-1] / places[0]) ** 0.12):
+      ticks.append(place)
+  axis.set_xticks(ticks, [_short(tick) for tick in ticks])
+  axis.minorticks_off()
+
+
+def _short(count: float) -> str:
+  """`1,405,376` -> `1.4M`."""
+  for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    if count >= size:
+      return f"{count / size:.2g}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
+  return f"{count:.0f}"
+
+
+def _label(axis: Any, title: str, x: str, y: str, *, below: bool = False) -> None:
+  """Args: below: the legend has no room inside."""
   axis.set_title(title.replace("_", " "), fontsize=10)
   axis.set_xlabel(x)
   axis.set_ylabel(y.replace("_", " "))
   axis.spines[["top", "right"]].set_visible(False)
   if axis.get_legend_handles_labels()[1]:
-    axis.legend(frameon=False, fontsize=7)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2} if below else {}
+    axis.legend(frameon=False, fontsize=7, **place)
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
