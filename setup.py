@@ -27,6 +27,7 @@ REQUIRED = [
     "matplotlib>=3.10,<4",
     "rich>=14,<16",
     "rouge-score>=0.1.2,<0.2",
+    "nltk>=3.10,<4",
     "sacrebleu>=2.6,<3",
     "numpy>=2.0,<3",
     "scipy>=1.17,<2",
