@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.hlo_flops import matmul_flop
+from prompt_tuning.plan.hlo import matmul_flop
 from benchmarks.shapes import Shapes
 from prompt_tuning import scoring
 from prompt_tuning.host_memory import return_unused_memory

@@ -20,7 +20,7 @@ from descriptors import (
 from flax import linen as nn
 from numpy_t5 import NumpyT5
 
-from benchmarks.hlo_flops import matmul_flop
+from prompt_tuning.plan.hlo import matmul_flop
 from benchmarks.shapes import Shapes, theory_flop
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
