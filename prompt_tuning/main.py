@@ -341,6 +341,18 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
                       help="what every method of prompts/ would train and serve on this model")
 
 
+def _plan(arguments: Arguments) -> int:
+  from prompt_tuning.plan import command
+  command.prepare()
+  arguments.load("plan")
+  return command.run(arguments.options)
+
+
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+  from prompt_tuning.plan import command
+  command.add_flags(parser)
+
+
 def _convert_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("source", metavar="SRC", help="a checkpoint or a prompt, in any format")
   parser.add_argument("destination", metavar="DST", help="where the new one goes")
@@ -402,6 +414,8 @@ COMMANDS = {
   "eval": Command("metrics of a trained prompt or model on a task", _eval, cluster.add_flags),
   "infer": Command("predictions for a task, or for lines of a file", _infer),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
+  "plan": Command("what a run needs on a TPU or GPU machine that need not exist here", _plan,
+                  _plan_flags),
   "convert": Command("checkpoints and prompts from one format into another", _convert,
                      _convert_flags),
   "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),
