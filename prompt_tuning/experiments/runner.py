@@ -111,7 +111,8 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
              point["split"] == "train" and point["metric"] == "loss")]
   count: int = summary["trained"]["parameters"]
   return {"trained_parameters": count // (len(table) if several else 1),
-          "earlier": summary["seconds"]["steps"], "steps": summary["steps"], "rows": rows, "curve": curve}
+          "earlier": summary["seconds"]["steps"], "steps": summary["steps"], "rows": rows,
+          "curve": curve}
 
 
 def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
