@@ -1,6 +1,7 @@
 """Rows of a classification task as texts, ids and class numbers, for methods without training."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def read(task: TaskConfig, vocabulary: str, split: str, limit: int | None = None
   size = min(len(cache), limit or len(cache))
   chosen = range(size) if seed is None else np.random.default_rng(seed).choice(
     len(cache), size, replace=False)
-  rows = [cache[int(i)] for i in chosen]
+  rows: list[dict[str, Any]] = [cache[int(i)] for i in chosen]
   labels = setup.spec.labels
   return LabelledRows(labels, [row["inputs_text"] for row in rows], [row["inputs"] for row in rows],
                       np.array([labels.index(row["targets_text"]) for row in rows], np.int32),

@@ -8,7 +8,7 @@ Letters as in `interfaces.py`: a prompt is `[P, D]`, the token table `[V, D]`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -47,7 +47,7 @@ def cohesion(prompt: np.ndarray, embedding: np.ndarray, k: int, seed: int = 0) -
   drawn = [generator.choice(len(embedding), k, replace=False) for _ in order]
   pairs = np.triu_indices(k, 1)
 
-  def mean(groups: Sequence[np.ndarray]) -> float:
+  def mean(groups: Iterable[np.ndarray]) -> float:
     return float(np.mean([cosines(embedding[ids])[pairs].mean() for ids in groups]))
 
   return mean(order), mean(drawn)

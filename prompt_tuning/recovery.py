@@ -139,7 +139,9 @@ def read_sentences(path: str, config: RecoverConfig) -> Sentences:
     UserError: no such file, or fewer fitting lines than MAX_EXAMPLES.
   """
   tokenizer = config.model.tokenizer()
-  texts, rows, too_long = [], [], 0
+  texts: list[str] = []
+  rows: list[list[int]] = []
+  too_long = 0
   for line in read_lines(path):
     ids = [*tokenizer.encode(line.strip()), tokenizer.eos_id]
     if len(texts) == config.max_examples:

@@ -144,7 +144,7 @@ def read(config: AutoPromptConfig) -> Data:
     raise UserError("There are too few training rows for the search", found=f"{len(train)} rows",
                     wanted=f"SEARCH_ROWS + BATCH_SIZE = {config.search_rows + config.batch_size}",
                     fix="lower SEARCH_ROWS")
-  for split in {config.split, config.test_split} - {None}:
+  for split in filter(None, dict.fromkeys([config.split, config.test_split])):
     read_rows[split] = labelled_rows.read(config.task, config.model.vocabulary, split,
                                           config.max_examples)
   length, placement = config.task.feature_lengths["inputs"], config.model.placement()

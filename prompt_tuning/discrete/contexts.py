@@ -86,7 +86,8 @@ def fit(examples: Sequence[np.ndarray], rows: Sequence[int], question: np.ndarra
   """
   whole = np.append(question, end).astype(np.int32)
   own = trim(whole, length)
-  room, kept = length - len(own), []
+  room = length - len(own)
+  kept: list[int] = []
   for i in reversed(range(len(examples))):
     if len(examples[i]) <= room:
       kept.insert(0, i)

@@ -107,7 +107,8 @@ class Search:
 
       return tried, jax.lax.map(exact, tried), change[tried]
 
-    self._evaluate, self._gradient, self._step = map(jax.jit, (evaluate, gradient, step))
+    self._evaluate, self._gradient, self._step = (
+      jax.jit(evaluate), jax.jit(gradient), jax.jit(step))
 
   def embedding(self, trigger: np.ndarray) -> np.ndarray:
     """`[P, D]` float32: the prompt that is these tokens."""
