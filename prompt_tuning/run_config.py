@@ -5,6 +5,7 @@ weights come from; `TaskConfig` says the data and its lengths.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
