@@ -9,7 +9,8 @@ A beam hypothesis of n tokens (its end of sequence counts) scores
 
   log p / ((5 + n) / 6)^alpha                                     (Wu et al. 2016; T5: alpha = 0.6)
 
-and one cut off at `max_length` competes like one that ended there.
+and one cut off at `max_length` competes like one that ended there. All three take `Constraints`
+(`constraints.py`): minimum length, no repeated n-grams, a forced prefix.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from prompt_tuning import constraints
+from prompt_tuning.constraints import Constraints
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import EOS_ID, PAD_ID
 
@@ -28,32 +31,35 @@ Reorder = Callable[[State, Array], State]
 
 
 def greedy(next_logits: NextLogits, state: State, *, batch_size: int, max_length: int,
-           eos_id: int = EOS_ID, start_id: int = PAD_ID) -> Array:
+           eos_id: int = EOS_ID, start_id: int = PAD_ID,
+           limits: Constraints = constraints.NONE) -> Array:
   """The likeliest token at every step, the lowest id where several are.
 
   Args:
     next_logits: the step function.  state: its state for `batch_size` rows.
     batch_size, max_length: B, and the most tokens a row may have.
     eos_id: ends a row.  start_id: what the first step reads.
+    limits: what may not be generated.
 
   Returns:
     `[B, max_length]` int32.
 
   Raises:
-    UserError: `max_length` is below 1.
+    UserError: `max_length` is below 1, or a limit out of its range.
   """
   return _decode(next_logits, state, lambda logits, step: jnp.argmax(logits, axis=-1),
-                 batch_size, max_length, eos_id, start_id)
+                 batch_size, max_length, eos_id, start_id, limits)
 
 
 def sample(next_logits: NextLogits, state: State, *, batch_size: int, max_length: int, key: Array,
            temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, eos_id: int = EOS_ID,
-           start_id: int = PAD_ID) -> Array:
+           start_id: int = PAD_ID, limits: Constraints = constraints.NONE) -> Array:
   """Tokens drawn at random from the model's distribution, or from the top of it.
 
   Args:
-    next_logits, state, batch_size, max_length, eos_id, start_id: as for `greedy`.
-    key: a JAX random key; step t uses `fold_in(key, t)`.
+    next_logits, state, batch_size, max_length, eos_id, start_id, limits: as for `greedy`.
+    key: a JAX random key for each row, `[B]`, so that what a row draws does not depend on the batch
+      it is in; or one key, whose `fold_in(key, b)` is row b's. Step t uses `fold_in(row's, t)`.
     temperature: divides the logits.
     top_k: draw among the k likeliest tokens; 0 for all.
     top_p: of those, draw among the fewest likeliest whose probabilities reach p; 1.0 for all.
@@ -74,15 +80,18 @@ def sample(next_logits: NextLogits, state: State, *, batch_size: int, max_length
     raise UserError("top_p is out of range", found=top_p, wanted="0 < top_p <= 1 (1.0 for all)",
                     fix="set top_p, for instance to 0.95")
 
+  keys = key if key.ndim else jax.vmap(lambda row: jax.random.fold_in(key, row))(
+    jnp.arange(batch_size))
+
   def draw(logits, step):
     logits = logits.astype(jnp.float32) / temperature
-    step_key = jax.random.fold_in(key, step)
+    step_keys = jax.vmap(lambda row: jax.random.fold_in(row, step))(keys)
     vocab_size = logits.shape[-1]
     if top_k > vocab_size:
       raise UserError("top_k is more than the vocabulary", found=top_k,
                       wanted=f"at most {vocab_size}", fix="set top_k to 0 for all tokens")
     if not top_k and top_p == 1.0:
-      return jax.random.categorical(step_key, logits)
+      return jax.vmap(jax.random.categorical)(step_keys, logits)
     logits, ids = lax.top_k(logits, top_k or vocab_size)
     if top_p < 1.0:
       probabilities = jax.nn.softmax(logits)
@@ -90,15 +99,16 @@ def sample(next_logits: NextLogits, state: State, *, batch_size: int, max_length
       before = jnp.cumsum(probabilities, axis=-1) - probabilities
       # The likeliest token stays whatever rounding makes of a tiny p.
       logits = jnp.where(before < top_p, logits, -jnp.inf).at[:, 0].set(logits[:, 0])
-    choice = jax.random.categorical(step_key, logits)
+    choice = jax.vmap(jax.random.categorical)(step_keys, logits)
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0]
 
-  return _decode(next_logits, state, draw, batch_size, max_length, eos_id, start_id)
+  return _decode(next_logits, state, draw, batch_size, max_length, eos_id, start_id, limits)
 
 
-def _decode(next_logits, state, choose, batch_size, max_length, eos_id, start_id):
+def _decode(next_logits, state, choose, batch_size, max_length, eos_id, start_id, limits):
   """The loop of one hypothesis a row; `choose(logits [B, V], step) -> [B]`."""
   _check_length(max_length)
+  limits.check(max_length)
 
   def unfinished(carry):
     step, _, ended, _, _ = carry
@@ -107,6 +117,7 @@ def _decode(next_logits, state, choose, batch_size, max_length, eos_id, start_id
   def advance(carry):
     step, last, ended, tokens, state = carry
     logits, state = next_logits(last[:, None], state)
+    logits = limits.hide(logits, tokens, step, eos_id)
     last = jnp.where(ended, PAD_ID, choose(logits, step).astype(jnp.int32))
     return step + 1, last, ended | (last == eos_id), tokens.at[:, step].set(last), state
 
@@ -118,12 +129,13 @@ def _decode(next_logits, state, choose, batch_size, max_length, eos_id, start_id
 
 def beam_search(next_logits: NextLogits, state: State, *, batch_size: int, max_length: int,
                 num_beams: int, reorder: Reorder, alpha: float = 0.6, eos_id: int = EOS_ID,
-                start_id: int = PAD_ID) -> tuple[Array, Array]:
+                start_id: int = PAD_ID,
+                limits: Constraints = constraints.NONE) -> tuple[Array, Array]:
   """The best of the hypotheses that stay among `num_beams` at every step.
 
   Args:
-    next_logits, batch_size, max_length, eos_id, start_id: as for `greedy`, but `next_logits` works
-      on B * num_beams rows: row `b * num_beams + k` is beam k of input b.
+    next_logits, batch_size, max_length, eos_id, start_id, limits: as for `greedy`, but
+      `next_logits` works on B * num_beams rows: row `b * num_beams + k` is beam k of input b.
     state: for those B * num_beams rows.
     reorder: `(state, index [B * num_beams]) -> state` whose row i is the old row `index[i]`. An
       index never leaves the rows of its input, so what is the same for all beams of an input
@@ -135,9 +147,10 @@ def beam_search(next_logits: NextLogits, state: State, *, batch_size: int, max_l
     Where fewer hypotheses exist than beams, the tokens are 0 and the score is -inf.
 
   Raises:
-    UserError: `max_length` or `num_beams` is below 1, or `alpha` negative.
+    UserError: `max_length` or `num_beams` is below 1, `alpha` negative, or a limit out of range.
   """
   _check_length(max_length)
+  limits.check(max_length)
   if num_beams < 1:
     raise UserError("num_beams is out of range", found=num_beams, wanted="1 or more",
                     fix="set num_beams to 4, T5's choice")
@@ -158,7 +171,9 @@ def beam_search(next_logits: NextLogits, state: State, *, batch_size: int, max_l
   def advance(carry):
     step, last, live, tokens, ended, ended_scores, state = carry
     logits, state = next_logits(last.reshape(-1, 1), state)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # Hidden after the softmax: a score is the model's log-probability of the hypothesis.
+    log_probs = limits.hide(jax.nn.log_softmax(logits.astype(jnp.float32)),
+                            tokens.reshape(-1, max_length), step, eos_id)
     vocab_size = log_probs.shape[-1]
     totals = live[:, :, None] + log_probs.reshape(batch_size, num_beams, vocab_size)
     # Of twice as many candidates as beams at most half end, so the live beams stay full.
