@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import seqio
 
-from prompt_tuning import scoring
+from prompt_tuning import ensembles, generation, scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
@@ -126,11 +126,8 @@ class Evaluator:
     """
     if self.method != "rank":
       return {}
-    probs = np.exp(np.stack([result.log_probs for result in results]).astype(np.float64))
-    mean = probs.mean(axis=0)  # [rows, C]
-    votes = np.eye(probs.shape[-1])[probs.argmax(axis=-1)].sum(axis=0)
-    # A mean is at most 1: half of it decides between equal counts, and nothing else.
-    chosen = {"majority_vote": votes + mean / 2, "mean_probability": mean}
+    chosen = ensembles.label_values(np.stack([result.log_probs for result in results]))
+    mean = chosen["mean_probability"]
     targets, labels = results[0].targets, self._spec.labels
     known = [labels.index(target) for target in targets]
     found = {}
@@ -225,7 +222,10 @@ class Evaluator:
       found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels,
                    batch.get("prompt_ids"))
       scores.append(np.asarray(found)[batch["row_mask"]])
-    scores = np.concatenate(scores)
+    return self.ranked(np.concatenate(scores))
+
+  def ranked(self, scores: np.ndarray) -> Result:
+    """The result of `[rows, C]` label scores."""
     rows = self._rows()
     labels = self._spec.labels
     targets = [row["targets_text"] for row in rows]
@@ -243,16 +243,25 @@ class Evaluator:
   def _decode(self, call) -> Result:
     predictions, losses = [], []
     for batch in self._batches():
-      tokens = call(self._model, scoring.generate, batch["encoder_input_tokens"],
+      tokens = call(self._model, generation.generate, batch["encoder_input_tokens"],
                     prompt_ids=batch.get("prompt_ids"), max_length=self._lengths["targets"])
       kept = np.asarray(tokens)[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
       losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
+    result = self.generated(predictions)
+    result.metrics["loss"] = _mean_loss(losses)
+    return result
+
+  def generated(self, predictions: Sequence[str]) -> Result:
+    """The result of generated texts, a row each; without the loss."""
     rows = self._rows()
     targets = [row["targets_text"] for row in rows]
-    metrics = self._metrics(targets, predictions)
-    metrics["loss"] = _mean_loss(losses)
-    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions)
+    return Result(self._metrics(targets, predictions), [row["inputs_text"] for row in rows],
+                  targets, list(predictions))
+
+  def requests(self) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The rows' input ids, untrimmed, and the labels' ids `[C, U]` where rows are ranked."""
+    return [row["inputs"] for row in self._rows()], self._labels
 
   def _loss(self, call) -> Result:
     own, gaps, examples = [], [], 0
