@@ -107,7 +107,8 @@ class AttributeConfig:
                       wanted="a list of two or more different texts", fix="--gin.LABELS=\"[...]\"")
     if not self.output_file.endswith(".npz") or not pathlib.Path(self.output_file).parent.is_dir():
       raise UserError("OUTPUT_FILE cannot be written", found=self.output_file,
-                      wanted="a .npz in a folder that exists", fix="--gin.OUTPUT_FILE=attribute.npz")
+                      wanted="a .npz in a folder that exists",
+                      fix="--gin.OUTPUT_FILE=attribute.npz")
     length = self.task.feature_lengths["inputs"]
     if not isinstance(self.context, int) or not 0 <= self.context < length:
       raise UserError("CONTEXT_TOKENS is out of range", found=repr(self.context),

@@ -114,20 +114,6 @@ class Bank:
       {"prompt": group.params} if group.params else {}) for group in self.groups]
 
 
-def parse(text: str) -> tuple[str, str]:
-  """`NAME=SOURCE` -> the two.
-
-  Raises:
-    UserError: it is not of this form.
-  """
-  name, _, source = text.partition("=")
-  if not name or not source:
-    raise UserError("--prompt is not NAME=SOURCE", found=text,
-                    wanted="a task's name, and a prompt's file, a MODEL_DIR, MODEL_DIR/members, or "
-                    "none", fix="--prompt sst2=runs/sst2/prompt.npy")
-  return name, source
-
-
 def read_bank(config: ModelConfig, given: Sequence[tuple[str, str]],
               rules: Callable[[str], ModelConfig] | None = None) -> Bank:
   """Reads prompts, and says which share a batch. No weight of the backbone is read.
