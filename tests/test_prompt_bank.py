@@ -37,11 +37,10 @@ def logits_of(module):
     {"params": params}, tokens, decoder, enable_dropout=False, prompt_ids=ids))
 
 
-def alone(module, prompt, tokens, ids=None):
+def alone(module, prompt, tokens):
   """Logits of one unpadded row."""
   params = {"backbone": backbone(3)} | ({"prompt": prompt} if prompt else {})
-  return np.asarray(module.apply({"params": params}, jnp.asarray(tokens)[None],
-                                 jnp.asarray(DECODER), enable_dropout=False, prompt_ids=ids))[0]
+  return np.asarray(logits_of(module)(params, tokens[None], DECODER, None))[0]
 
 
 def together(group, order, inputs, run):
