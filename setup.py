@@ -35,9 +35,12 @@ TEST = ["pytest>=9,<10", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18", "mypy>=1.18
 BENCH = ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21.2,<0.22"]
 HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]
 
-# T5X is not on the package index. The bridge to it is not part of this release; the extra holds
-# what t5x needs beside this package, so that its sources can be put on the path.
-T5X = ["clu>=0.0.12,<0.1", "fiddle>=0.3,<0.4", "cached-property>=2,<3", "tensorboard>=2.20,<3"]
+# T5X is on git only, and so are airio and jestimator, which it imports: requirements-t5x.txt names
+# the commits that were tested. They stand there and not here, because what their own setup.py files
+# ask for (unpinned git heads of flax, optax and seqio; grain==0.2.12) does not resolve with
+# anything: they are installed without it, and this extra holds what they do need.
+T5X = ["clu>=0.0.12,<0.1", "fiddle>=0.3,<0.4", "cached-property>=2,<3", "tensorboard>=2.20,<3",
+       "jaxtyping>=0.3,<0.4"]
 
 setup(
     name="prompt-tuning",
@@ -50,10 +53,12 @@ setup(
     packages=[
         *find_packages(include=["prompt_tuning", "prompt_tuning.*"]),
         "prompt_tuning.tasks",
+        "prompt_tuning.tasks.datasets",
         "prompt_tuning.gin_configs",
     ],
     package_dir={
         "prompt_tuning.tasks": "tasks",
+        "prompt_tuning.tasks.datasets": "tasks/datasets",
         "prompt_tuning.gin_configs": "gin_configs",
     },
     package_data={

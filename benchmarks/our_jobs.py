@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.hlo_flops import matmul_flop
 from benchmarks.shapes import Shapes
-from prompt_tuning import generation, scoring
+from prompt_tuning import generation
 from prompt_tuning.host_memory import return_unused_memory
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.optimizers import Adafactor

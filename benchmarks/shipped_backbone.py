@@ -13,8 +13,7 @@ import json
 import pathlib
 
 from benchmarks import word_vectors
-from prompt_tuning import config, main
-from prompt_tuning.run_config import ModelConfig
+from prompt_tuning import main
 
 MODEL = "models/tiny.gin"
 
@@ -32,8 +31,9 @@ def stage(run_file: str, folder: pathlib.Path, start: pathlib.Path, corpus: str,
 
 def build(corpus: str, held_out: str, out: pathlib.Path, steps: int, adapt_steps: int) -> None:
   if not (out / "vectors" / "backbone.json").is_file():
-    config.load(["commands/model.gin", MODEL], [])
-    word_vectors.start(out / "vectors", config.build(ModelConfig), [corpus])
+    model = word_vectors.model_of(MODEL)
+    word_vectors.start(out / "vectors", model,
+                       word_vectors.counts_of([corpus], model.tokenizer()))
   stage("pretrain", out / "pretrained", out / "vectors", corpus, held_out, steps,
         "--gin.EVAL_PERIOD=1500")
   stage("lm_adapt", out / "adapted", out / "pretrained", corpus, held_out, adapt_steps,

@@ -1,11 +1,14 @@
-"""Word vectors from co-occurrence, as the embeddings that pre-training starts from.
+r"""Word vectors from co-occurrence, as the embeddings that pre-training starts from.
 
   python benchmarks/word_vectors.py start runs/vectors --corpus 'corpus/*_train.txt.gz'
+  python benchmarks/word_vectors.py --model models/family_0m1.gin --model models/family_3m0.gin \
+    start runs/family/vectors --corpus 'corpus/*_train.txt.gz'
   python benchmarks/word_vectors.py probe tiny runs/vectors random --table runs/outside/sst2
 
 `start` counts which pieces stand within 8 places of each other, takes the positive pointwise mutual
 information, and its first D singular vectors (Levy & Goldberg 2014, sections 3.1 and 3.3). It
-writes a backbone with random weights whose embeddings, and output layer, are these vectors.
+writes a backbone with random weights whose embeddings, and output layer, are these vectors. Of
+several models it counts once, and a model's backbone is in a folder with the name of its gin file.
 
 `probe` says what embeddings know: the accuracy of a ridge classifier on their mean over a text. It
 reads the `_train.tsv` and `_valid.tsv` of outside_data.py; no prompt on a frozen backbone can be
@@ -62,13 +65,18 @@ def vectors(counts: np.ndarray, width: int) -> np.ndarray:
   return np.where(norms > 1e-3, rows / np.maximum(norms, 1e-3) * width**0.5, 0)
 
 
-def start(folder: pathlib.Path, model: ModelConfig, files: Sequence[str]) -> None:
-  """Writes the backbone."""
+def counts_of(files: Sequence[str], tokenizer: vocabularies.Tokenizer) -> np.ndarray:
+  """`cooccurrence` in text files and the docstrings."""
   def texts() -> Iterator[str]:
     yield from (row["text"] for row in corpora.TextFiles(files={"train": files}).rows("train"))
     yield from (row["text"] for row in RUNNING_TEXT.rows("train"))
 
-  found = vectors(cooccurrence(texts(), model.tokenizer()), model.backbone.emb_dim)
+  return cooccurrence(texts(), tokenizer)
+
+
+def start(folder: pathlib.Path, model: ModelConfig, counts: np.ndarray) -> None:
+  """Writes the backbone."""
+  found = vectors(counts, model.backbone.emb_dim)
   seen = np.flatnonzero(np.abs(found).sum(1))
   params = jax.tree.map(np.array, init_backbone(jax.random.key(0), model.backbone))
   params["token_embedder"]["embedding"][seen] = found[seen]
@@ -119,10 +127,17 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     yield batch
 
 
+def model_of(file: str) -> ModelConfig:
+  """The model of a gin file; its weights are not read."""
+  config.load(["commands/model.gin", file], ["INITIAL_CHECKPOINT_PATH = 'random'"])
+  return config.build(ModelConfig)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", default="models/tiny.gin", help="gin file of the architecture")
+  parser.add_argument("--model", action="append", default=[], metavar="FILE",
+                      help="gin file of the architecture (models/tiny.gin); repeatable")
   jobs = parser.add_subparsers(dest="job", required=True)
   starting = jobs.add_parser("start")
   starting.add_argument("folder", type=pathlib.Path)
@@ -131,10 +146,13 @@ def main() -> None:
   probing.add_argument("backbones", nargs="+", help="checkpoints, or `random`")
   probing.add_argument("--table", required=True, help="path of a data set without _train.tsv")
   options = parser.parse_args()
-  config.load(["commands/model.gin", options.model], [])
-  model = config.build(ModelConfig)
+  files = options.model or ["models/tiny.gin"]
+  models = {pathlib.Path(file).stem: model_of(file) for file in files}
+  model = next(iter(models.values()))
   if options.job == "start":
-    start(options.folder, model, options.corpus)
+    counts = counts_of(options.corpus, model.tokenizer())
+    for name, each in models.items():
+      start(options.folder / name if len(models) > 1 else options.folder, each, counts)
     return
   for name in options.backbones:
     print(f"{name:30} {probe(name, model, options.table):.3f}")

@@ -76,7 +76,7 @@ class Batches:
   """
 
   def __init__(self, sources: Sequence[Source], *, lengths: Mapping[str, int], batch_size: int,
-               seed: int, placement: Placement = PLAIN, pack: bool = False,
+               seed: int, placement: Placement = PLAIN, pack: bool = False, shuffle: bool = True,
                host_index: int = 0, host_count: int = 1):
     """Args: batch_size: B, of all hosts together. The rest: see `data.TrainData`."""
     self._sources, self._lengths, self._placement = list(sources), lengths, placement
@@ -87,7 +87,7 @@ class Batches:
       raise UserError("Packed batches can't choose a prompt by task",
                       found="pack = True and prompt ids", wanted="one of the two",
                       fix="set pack to False: the segments of a row share one prompt")
-    self._order = _stream(self._sources, seed)
+    self._order = _stream(self._sources, seed if shuffle else None)
     self._pack = pack
     self._packings: dict[int, tuple[np.ndarray, packing.Packing]] = {}
     self._packed_rows = [0]
@@ -184,15 +184,19 @@ def rows_per_host(batch_size: int, host_index: int, host_count: int) -> int:
   return batch_size // host_count
 
 
-def _stream(sources: Sequence[Source], seed: int) -> grain.MapDataset:
-  """Endless `[number] -> (source, epoch, row)`; grain permutes anew each time a task runs out."""
+def _stream(sources: Sequence[Source], seed: int | None) -> grain.MapDataset:
+  """Endless `[number] -> (source, epoch, row)`; grain permutes anew each time a task runs out.
+
+  Without a seed, rows keep their order.
+  """
   streams = []
   for index, source in enumerate(sources):
     if not source.rate > 0:
       raise UserError(f"The rate of {source.name!r} in the mixture is not positive",
                       found=source.rate, wanted="a rate above 0",
                       fix="give the task a rate, or leave it out of the mixture")
-    shuffled = grain.MapDataset.range(source.rows).shuffle(fold(seed, "order", source.name))
+    rows = grain.MapDataset.range(source.rows)
+    shuffled = rows.repeat() if seed is None else rows.shuffle(fold(seed, "order", source.name))
     streams.append(shuffled.map_with_index(_label(index, source.rows)))
   if len(streams) == 1:
     return streams[0]

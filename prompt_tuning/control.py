@@ -142,8 +142,8 @@ class Gradients(_ByAttribute):
         self.steps < 1):
       raise UserError("A setting of PPLM is out of its range",
                       found=f"FUSION = {self.fusion}, KL_SCALE = {self.kl}, GRADIENT_STEPS = "
-                      f"{self.steps}", wanted="0 <= FUSION <= 1, KL_SCALE >= 0, GRADIENT_STEPS >= 1",
-                      fix="see controls/pplm.gin")
+                      f"{self.steps}", wanted="0 <= FUSION <= 1, KL_SCALE >= 0, "
+                      "GRADIENT_STEPS >= 1", fix="see controls/pplm.gin")
     super().check(decoding, width)
 
   def _steering(self) -> steering.Gradients:

@@ -21,9 +21,14 @@ def show(plan: Plan) -> None:
   for row in plan.rows:
     counts[row.status] = counts.get(row.status, 0) + 1
   print("leaves:  " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-  if plan.source.ignored:
-    size = sum(leaf.nbytes for leaf in plan.source.ignored.values())
-    print(f"{'kept:   ' if plan.state else 'ignored:'} {len(plan.source.ignored)} arrays of "
+  prompt = sorted(name for name in plan.source.ignored if name.startswith("target/"))
+  if prompt:
+    print(f"ignored: the prompt among the weights, {', '.join(prompt)}; T5X's run has it in its "
+          "numpy_checkpoints too")
+  rest = {name: leaf for name, leaf in plan.source.ignored.items() if name not in prompt}
+  if rest:
+    size = sum(leaf.nbytes for leaf in rest.values())
+    print(f"{'kept:   ' if plan.state else 'ignored:'} {len(rest)} arrays of "
           f"optimizer state and counters, {show_bytes(size)}")
   print(f"bytes:   {show_bytes(plan.bytes_read)} to read, {show_bytes(plan.bytes_written)} to "
         f"write; about {_duration(plan.seconds)} on a local disk")

@@ -56,7 +56,8 @@ class TrainData(Batches):
   def __init__(self, task: seqio.Task | seqio.Mixture, *, lengths: Mapping[str, int],
                batch_size: int, seed: int, cache_dir: str | os.PathLike, split: str = "train",
                placement: Placement = PLAIN, prompt_ids: Mapping[str, int] | None = None,
-               pack: bool = False, stochastic: bool | Collection[str] = False,
+               pack: bool = False, shuffle: bool = True,
+               stochastic: bool | Collection[str] = False,
                use_cached: bool = False, fingerprint: str = "", vocab_size: int | None = None,
                max_truncated_inputs: float = 0.5, max_truncated_targets: float = 0.0,
                host_index: int = 0, host_count: int = 1):
@@ -69,6 +70,7 @@ class TrainData(Batches):
       placement: what stands around each input (or each packed segment).
       prompt_ids: task name -> row of a bank of prompts; adds `prompt_ids [B]` to the batches.
       pack: several examples a row (`packing.py`).
+      shuffle: a new order of the rows each epoch, else the source's own.
       stochastic: tasks whose preprocessors draw random numbers, by name, or all (True): they are
         tokenised anew, from (seed, epoch), in each epoch.
       use_cached: read seqio's own offline cache (`USE_CACHED_TASKS`).
@@ -116,7 +118,7 @@ class TrainData(Batches):
     self.caches = {source.name: source.cache(0) for source in sources}
     self.report = LengthReport.of(list(self.caches.values()), lengths)
     super().__init__(sources, lengths=lengths, batch_size=batch_size, seed=seed,
-                     placement=placement, pack=pack, host_index=host_index,
+                     placement=placement, pack=pack, shuffle=shuffle, host_index=host_index,
                      host_count=host_count)
 
 
@@ -201,6 +203,8 @@ def _chunks(task: seqio.Task, split: str, seed: int | None,
   with_text = seed is None and all(
       key in spec and spec[key].dtype == tf.string and spec[key].shape.rank == 0
       for key in texts.values())
+  if with_text and "extras" in spec:  # what the metrics want besides (`tasks/metrics.py`)
+    texts["extras_text"] = "extras"
   kept = [*FEATURES, *(texts.values() if with_text else ())]
   options = tf.data.Options()
   options.deterministic = True

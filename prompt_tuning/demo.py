@@ -13,7 +13,7 @@ from rich.table import Table
 
 from prompt_tuning import config
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
-from prompt_tuning.inspection import nearest_words
+from prompt_tuning.prompt_measures import nearest_words
 from prompt_tuning.tasks import table
 from prompt_tuning.train import Outcome, TrainConfig, train
 from prompt_tuning.trees import Split

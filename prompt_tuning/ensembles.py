@@ -15,7 +15,7 @@ HOW = ("mean_probability", "majority_vote")
 
 
 def label_values(log_probs: np.ndarray) -> dict[str, np.ndarray]:
-  """`[N, B, C]` log-probabilities over the labels -> by name `[B, C]`, of which the largest wins."""
+  """`[N, B, C]` log-probabilities over the labels -> by name `[B, C]`; the largest wins."""
   probs = np.exp(log_probs.astype(np.float64))
   mean = probs.mean(axis=0)
   votes = np.eye(probs.shape[-1])[probs.argmax(axis=-1)].sum(axis=0)

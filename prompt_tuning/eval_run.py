@@ -10,12 +10,14 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from prompt_tuning import trained_model
+from prompt_tuning import hosts, trained_model
 from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.run_dir import RunDir, environment
 from prompt_tuning.trees import Split
@@ -63,14 +65,37 @@ def evaluate_run(config: EvalConfig) -> Report:
   Raises:
     UserError: a setting, a file or the data is wrong.
   """
+  return evaluate_runs([config])[0]
+
+
+def evaluate_runs(configs: Sequence[EvalConfig]) -> list[Report]:
+  """The same of several tasks or splits: all are checked first, weights are loaded once.
+
+  Args:
+    configs: alike but for task and split.
+  """
+  config = configs[0]
   output = config.output_dir or config.model_dir
   if output is not None and pathlib.Path(output).is_file():
     raise UserError("OUTPUT_DIR is a file", found=output, wanted="a folder",
                     fix="give another --gin.OUTPUT_DIR")
   trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
-  evaluator = Evaluator(trained.config, config.task, config.eval_settings, trained.prompt_ids)
-  result = evaluator({}, trained.load(config.seed), Split({}))
+  partitioner = Partitioner.make(config.model.layout)
+  partitioner.layout.check(trained.config.backbone)
+  evaluators = [Evaluator(trained.config, each.task, each.eval_settings, trained.prompt_ids,
+                          partitioner) for each in configs]
+  params = trained.load(config.seed, partitioner)
+  return [_evaluate(each, trained, evaluator, params)
+          for each, evaluator in zip(configs, evaluators, strict=True)]
+
+
+def _evaluate(config: EvalConfig, trained: trained_model.TrainedModel, evaluator: Evaluator,
+              params: Any) -> Report:
+  output = config.output_dir or config.model_dir
+  result = evaluator({}, params, Split({}))
   majority = evaluator.majority() if evaluator.method == "rank" else None
+  if not hosts.is_first():
+    return Report(result, majority, [], evaluator.report.long_inputs)
   files = [] if output is None else _write(pathlib.Path(output), config, trained, result)
   if config.model_dir is not None:
     _log(config, result)

@@ -10,21 +10,23 @@ All arrays a step sees have one shape a run, so each function compiles once (`sc
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 
-from prompt_tuning import ensembles, generation, scoring
+from prompt_tuning import ensembles, generation, hosts, scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.metrics import Target
+from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
@@ -76,8 +78,14 @@ class Evaluator:
   """One task, one split, one model; call it with parameters."""
 
   def __init__(self, model: ModelConfig, task: TaskConfig, settings: EvalSettings,
-               prompt_ids: Mapping[str, int] | None = None):
-    """Args: prompt_ids: task -> row of a bank of prompts."""
+               prompt_ids: Mapping[str, int] | None = None,
+               partitioner: Partitioner | None = None):
+    """Args:
+      prompt_ids: task -> row of a bank of prompts.
+      partitioner: splits batches as the parameters that it will be called with are; None: they
+        are on one device.
+    """
+    self._partitioner = partitioner
     self._model, self._settings = model.module(), settings
     self._placement = model.placement()
     self._tokenizer = vocabularies.load_light(model.vocabulary)
@@ -98,6 +106,8 @@ class Evaluator:
     self.report = LengthReport.of(self._caches, self._lengths)
     self.method = self._method()
     self._labels = self._label_ids() if self.method == "rank" else None
+    if self.method != "loss":
+      self._check_targets()
 
   @property
   def chosen_by(self) -> str:
@@ -116,7 +126,13 @@ class Evaluator:
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""
     runners = {"rank": self._rank, "decode": self._decode, "loss": self._loss}
-    return runners[self.method](functools.partial(scoring.call, trainable, frozen, split))
+
+    def call(*args: Any, **static: Any) -> np.ndarray:
+      found = scoring.call(trainable, frozen, split, *args, partitioner=self._partitioner,
+                           **static)
+      return np.asarray(hosts.fetch(found))
+
+    return runners[self.method](call)
 
   def ensembles(self, results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """Metrics of several prompts together (Lester et al. 2021, section 6); {} without labels.
@@ -128,8 +144,8 @@ class Evaluator:
       return {}
     chosen = ensembles.label_values(np.stack([result.log_probs for result in results]))
     mean = chosen["mean_probability"]
-    targets, labels = results[0].targets, self._spec.labels
-    known = [labels.index(target) for target in targets]
+    targets, labels = _targets(self._rows()), self._spec.labels
+    known = [labels.index(target.text) for target in targets]
     found = {}
     for name, values in chosen.items():
       choices = values.argmax(axis=1)
@@ -141,8 +157,8 @@ class Evaluator:
 
   def majority(self) -> dict[str, float]:
     """The most frequent target of this split, predicted for every row (classification)."""
-    targets = [row["targets_text"] for row in self._rows()]
-    values, counts = np.unique(targets, return_counts=True)
+    targets = _targets(self._rows())
+    values, counts = np.unique([target.text for target in targets], return_counts=True)
     return self._metrics(targets, [str(values[np.argmax(counts)])] * len(targets))
 
   def _method(self) -> str:
@@ -190,16 +206,26 @@ class Evaluator:
 
   def _batches(self):
     """Batches of the rows within the limits; the last one of a task is filled up and masked."""
+    size = self._settings.batch_size
+    if self._partitioner is not None:
+      size = self._partitioner.padded(size)
     for cache, limit, prompt_id in zip(self._caches, self._limits(), self._prompt_ids,
                                        strict=True):
       left = limit
-      for batch in eval_batches(cache, lengths=self._lengths, batch_size=self._settings.batch_size,
+      for batch in eval_batches(cache, lengths=self._lengths, batch_size=size,
                                 placement=self._placement, prompt_id=prompt_id):
         if left <= 0:
           break
         batch["row_mask"] &= np.cumsum(batch["row_mask"]) <= left
         left -= int(batch["row_mask"].sum())
         yield batch
+
+  def _placed(self, arrays: Any) -> Any:
+    """Rows, on the devices that compute them."""
+    if self._partitioner is None or arrays is None:
+      return arrays
+    # Every host makes the whole batch and has all results: so all judge alike.
+    return hosts.put(arrays, self._partitioner.over_batch())
 
   def _label_ids(self) -> np.ndarray:
     """`[C, U]` ids of the labels with EOS, padded."""
@@ -219,18 +245,19 @@ class Evaluator:
   def _rank(self, call) -> Result:
     scores = []
     for batch in self._batches():
-      found = call(self._model, scoring.label_scores, batch["encoder_input_tokens"], self._labels,
-                   batch.get("prompt_ids"))
-      scores.append(np.asarray(found)[batch["row_mask"]])
+      found = call(self._model, scoring.label_scores,
+                   self._placed(batch["encoder_input_tokens"]), self._labels,
+                   self._placed(batch.get("prompt_ids")))
+      scores.append(found[batch["row_mask"]])
     return self.ranked(np.concatenate(scores))
 
   def ranked(self, scores: np.ndarray) -> Result:
     """The result of `[rows, C]` label scores."""
     rows = self._rows()
     labels = self._spec.labels
-    targets = [row["targets_text"] for row in rows]
+    targets = _targets(rows)
     predictions = [labels[i] for i in scores.argmax(axis=1)]
-    known = [labels.index(t) for t in targets]
+    known = [labels.index(target.text) for target in targets]
     # Renormalised over the labels: what the choice was made by.
     log_probs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     metrics = self._metrics(targets, predictions)
@@ -238,16 +265,18 @@ class Evaluator:
     metrics["label_loss"] = float(-log_probs[np.arange(len(rows)), known].mean())
     metrics["loss"] = float(-scores[np.arange(len(rows)), known].sum()
                             / sum((self._labels[k] != 0).sum() for k in known))
-    return Result(metrics, [row["inputs_text"] for row in rows], targets, predictions, log_probs)
+    return Result(metrics, [row["inputs_text"] for row in rows],
+                  [target.text for target in targets], predictions, log_probs)
 
   def _decode(self, call) -> Result:
     predictions, losses = [], []
     for batch in self._batches():
-      tokens = call(self._model, generation.generate, batch["encoder_input_tokens"],
-                    prompt_ids=batch.get("prompt_ids"), max_length=self._lengths["targets"])
-      kept = np.asarray(tokens)[batch["row_mask"]]
+      tokens = call(self._model, generation.generate, self._placed(batch["encoder_input_tokens"]),
+                    None, self._placed(batch.get("prompt_ids")),
+                    max_length=self._lengths["targets"])
+      kept = tokens[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
-      losses.append(np.asarray(call(self._model, scoring.token_losses, _arrays(batch))))
+      losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
     result = self.generated(predictions)
     result.metrics["loss"] = _mean_loss(losses)
     return result
@@ -255,9 +284,9 @@ class Evaluator:
   def generated(self, predictions: Sequence[str]) -> Result:
     """The result of generated texts, a row each; without the loss."""
     rows = self._rows()
-    targets = [row["targets_text"] for row in rows]
+    targets = _targets(rows)
     return Result(self._metrics(targets, predictions), [row["inputs_text"] for row in rows],
-                  targets, list(predictions))
+                  [target.text for target in targets], list(predictions))
 
   def requests(self) -> tuple[list[np.ndarray], np.ndarray | None]:
     """The rows' input ids, untrimmed, and the labels' ids `[C, U]` where rows are ranked."""
@@ -267,7 +296,7 @@ class Evaluator:
     own, gaps, examples = [], [], 0
     for batch in self._batches():
       arrays = _arrays(batch)
-      own.append(np.asarray(call(self._model, scoring.token_losses, arrays)))
+      own.append(call(self._model, scoring.token_losses, self._placed(arrays)))
       real = int(batch["row_mask"].sum())
       if real > 1:
         # Every row gets its neighbour's input; what fills the batch up is no neighbour.
@@ -275,7 +304,7 @@ class Evaluator:
         swapped["encoder_input_tokens"] = arrays["encoder_input_tokens"].copy()
         swapped["encoder_input_tokens"][:real] = np.roll(
           arrays["encoder_input_tokens"][:real], 1, axis=0)
-        other = np.asarray(call(self._model, scoring.token_losses, swapped))
+        other = call(self._model, scoring.token_losses, self._placed(swapped))
         gaps.append([other[0] - own[-1][0], own[-1][1]])
       examples += int(batch["row_mask"].sum())
     metrics = {"loss": _mean_loss(own), "examples": float(examples)}
@@ -283,11 +312,33 @@ class Evaluator:
       metrics["encoder_gap"] = _mean_loss(gaps)
     return Result(metrics, [], [], [])
 
-  def _metrics(self, targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+  def _check_targets(self) -> None:
+    """Every target is known, and one of the labels, before any weight is read."""
+    labels = self._spec.labels if self.method == "rank" else None
+    for each, cache, limit in zip(self._tasks, self._caches, self._limits(), strict=True):
+      for row in range(limit):
+        text = cache.text("targets_text", row)
+        if text == UNLABELLED:
+          raise UserError(f"The split {self._settings.split!r} of {each.name!r} has no labels",
+                          found=f"row {row}: its label is not published", wanted="known targets",
+                          fix="evaluate another split; `prompt-tuning infer` needs no targets")
+        if labels is not None and text and text not in labels:
+          raise UserError(f"A target of {each.name!r} is none of its labels",
+                          found=f"{text!r} in row {row} of {self._settings.split!r}",
+                          wanted="one of " + ", ".join(map(repr, labels)),
+                          fix="correct the task's labels or its data")
+
+  def _metrics(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {"examples": float(len(targets))}
+    # Functions of a user's own seqio task know nothing of ours: they get texts.
+    known = targets if self._spec is not None else [target.text for target in targets]
     for metric in self._tasks[0].metric_fns:
-      values |= {name: float(value) for name, value in metric(targets, predictions).items()}
+      values |= {name: float(value) for name, value in metric(known, predictions).items()}
     return values
+
+
+def _targets(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+  return [Target.parse(row["targets_text"], row["extras_text"]) for row in rows]
 
 
 def _arrays(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

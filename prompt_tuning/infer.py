@@ -24,6 +24,7 @@ from prompt_tuning.converter import check_feature_lengths
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import STANDARD, Examples
 from prompt_tuning.generation import Decoding
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompt_bank import NO_PROMPT, Bank
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.serving import Row, Server
@@ -42,8 +43,8 @@ class InferConfig:
     input_file: INPUT_FILE, utf-8, an input a line; `-` is standard input.
     output_file: OUTPUT_FILE; `-` is standard output.
     output_format: OUTPUT_FORMAT, `text` or `json`.
-    labels: LABELS to choose among by likelihood; None: generate text. Of several tasks, those of each
-      by its name; tasks that are not named generate.
+    labels: LABELS to choose among by likelihood; None: generate text. Of several tasks, those of
+      each by its name; tasks that are not named generate.
     decoding: how text is generated.
     control: what steers it, or None.
     model_dir, prompt_file: MODEL_DIR of a run, PROMPT_FILE; what was trained.
@@ -91,8 +92,9 @@ class InferConfig:
                       wanted="one of " + ", ".join(ensembles.HOW),
                       fix=nearest(str(self.ensemble), ensembles.HOW))
     if self.prompts and (self.model_dir or self.prompt_file):
-      raise UserError("There are two kinds of prompts", found="--prompt, and MODEL_DIR or PROMPT_FILE",
-                      wanted="one of them", fix=f"--prompt NAME={self.model_dir or self.prompt_file}")
+      raise UserError("There are two kinds of prompts",
+                      found="--prompt, and MODEL_DIR or PROMPT_FILE", wanted="one of them",
+                      fix=f"--prompt NAME={self.model_dir or self.prompt_file}")
     names = {name for name, _ in self.prompts}
     if len(names) > 1 and self.input_file is None:
       raise UserError("Several tasks have no lines to answer", found="no INPUT_FILE",
@@ -135,6 +137,8 @@ def infer(config: InferConfig) -> Counts:
     UserError: a setting, a file or the data is wrong; too many inputs are too long.
   """
   lengths = check_feature_lengths(config.task.feature_lengths)
+  partitioner = Partitioner.make(config.model.layout)
+  partitioner.layout.check(config.model.backbone)
   bank = _bank(config)
   tokenizer = config.model.tokenizer()
   limits = config.decoding.limits(tokenizer, lengths["targets"])
@@ -142,9 +146,9 @@ def infer(config: InferConfig) -> Counts:
   long_inputs = examples.check_lengths(found, lengths["inputs"], config.task.max_truncated_inputs)
   _check_output(config.output_file)
   answers = _Answers(config, bank, found, tokenizer)
-  server = Server(bank=bank, params=bank.load(config.seed), lengths=lengths,
+  server = Server(bank=bank, params=bank.load(config.seed, partitioner), lengths=lengths,
                   batch_size=config.batch_size, decoding=config.decoding, limits=limits,
-                  steering=answers.steering, seed=config.seed)
+                  steering=answers.steering, seed=config.seed, partitioner=partitioner)
   with _output(config.output_file) as output:
     for i, row in enumerate(answers(server)):
       output.write(_line(config, found, i, row) + "\n")

@@ -22,6 +22,7 @@ from jax import Array
 from jax.nn import initializers
 
 from prompt_tuning.interfaces import KeyValues, T5Config
+from prompt_tuning.partitioning import constrain
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -50,7 +51,8 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 def _matmul_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Array | None, Array]]:
   saved = x.value if kernel.perturbed else None
-  return matmul(x.value, kernel.value), (saved, kernel.value)
+  # Not `matmul` itself: a remat policy sees what is in here, and a function with a rule is opaque.
+  return jnp.dot(x.value, kernel.value), (saved, kernel.value)
 
 
 def _matmul_backward(saved: tuple[Array | None, Array], grad: Any) -> tuple[Any, Any]:
@@ -201,7 +203,10 @@ class Embed(nn.Module):
   def __call__(self, tokens: Array) -> Array:
     """`[B, T]` ids (virtual ones read row 0 and are replaced by the caller) -> `[B, T, D]`."""
     ids = jnp.clip(tokens, 0, self.config.vocab_size - 1)
-    return jnp.take(self.embedding, ids, axis=0).astype(jnp.dtype(self.config.dtype))
+    x = jnp.take(self.embedding, ids, axis=0).astype(jnp.dtype(self.config.dtype))
+    # Each device looks its own part of D up for all rows, and then trades it for rows of its own:
+    # less to send than the table.
+    return constrain(constrain(x, "copy", None, "embed"), "batch", None, None)
 
   def attend(self, x: Array) -> Array:
     """`[..., D] -> [..., V]` logits against the table (T5 1.0)."""
@@ -244,8 +249,8 @@ class Attention(nn.Module):
 
     Args:
       x: `[B, Q, D]`.
-      keys, values: `[B, H, S, K]`; or of fewer rows `[B / n, ...]`, each for n rows of `x` that stand
-        together (the beams of an input), where `bias` and `mask` do not depend on the query.
+      keys, values: `[B, H, S, K]`; or of fewer rows `[B / n, ...]`, each for n rows of `x` that
+        stand together (the beams of an input), where `bias` and `mask` do not depend on the query.
       mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
       bias: `[1, H, Q, S]` relative position bias, or None.
       hooks: by projection: query, out.
@@ -277,7 +282,7 @@ class Attention(nn.Module):
   def _heads(self, x: Array) -> Array:
     """`[B, S, H * K] -> [B, H, S, K]`."""
     heads = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-    return heads.swapaxes(1, 2)
+    return constrain(heads.swapaxes(1, 2), "batch", "heads", None, None)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
@@ -300,6 +305,7 @@ class MLP(nn.Module):
       name = "wi" if len(activations) == 1 else f"wi_{i}"
       inputs.append(Dense(self.config, self.config.mlp_dim, ("embed", "mlp"), name=name)(
         x, hooks.get(name)))
+    inputs = [constrain(x, "batch", None, "mlp") for x in inputs]
     product = _activated(activations, *inputs)
     product = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
       product, deterministic=not enable_dropout)
@@ -345,7 +351,7 @@ class RelativePositionBias(nn.Module):
       relative, bidirectional=self.bidirectional,
       num_buckets=self.config.relative_attention_num_buckets,
       max_distance=self.config.relative_attention_max_distance)
-    return jnp.take(table, buckets, axis=1)[None]
+    return constrain(jnp.take(table, buckets, axis=1)[None], None, "heads", None, None)
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:

@@ -2,12 +2,14 @@
 
 Nothing heavy is imported before a subcommand runs, so `--help` answers at once. A mistake of the
 user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done, or stopped in a way
-that the same command resumes; 2 a mistake of the user's; 130 interrupted from the keyboard.
+that the same command resumes; 2 a mistake of the user's; 3 another host of the run is gone; 130
+interrupted from the keyboard.
 """
 
 import argparse
 import ast
 import dataclasses
+import importlib
 import os
 import pathlib
 import sys
@@ -15,13 +17,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prompt_tuning import config, gin_files, host_memory
+from prompt_tuning import cluster, config, gin_files, host_memory, hosts
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.experiments import command as sweep_command
 from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "attribute", "demo")
+COMPUTES = ("train", "eval", "infer", "attribute", "demo", "design", "autoprompt", "recover",
+            "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Arguments:
       name, _, source = text.partition("=")
       if not name or not source:
         raise UserError("--prompt is not NAME=SOURCE", found=text,
-                        wanted="a task's name, and a prompt's file, a MODEL_DIR, MODEL_DIR/members, "
-                        "or none", fix="--prompt sst2=runs/sst2/prompt.npy")
+                        wanted="a task's name, and a prompt's file, a MODEL_DIR, "
+                        "MODEL_DIR/members, or none", fix="--prompt sst2=runs/sst2/prompt.npy")
       pairs.append((name, source))
     return pairs
 
@@ -90,8 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   quiet_environment()
   if argv is None and given and given[0] in COMPUTES:
     host_memory.keep_freed_memory()
+  return hosts.end(_guarded(given))
+
+
+def _guarded(given: list[str]) -> int:
   try:
-    return _run(given)
+    with hosts.told():
+      return _run(given)
   except UserError as error:
     if "--debug" in given:
       traceback.print_exc()
@@ -107,6 +116,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except SystemExit as stop:  # argparse, after --help
     return stop.code if isinstance(stop.code, int) else 0
+  except Exception:
+    if hosts.count() == 1:
+      raise
+    traceback.print_exc()
+    return 1
 
 
 def _run(given: list[str]) -> int:
@@ -176,17 +190,19 @@ def _run_settings(bindings: Sequence[str], prompts: Sequence[tuple[str, str]]) -
 
 
 def _train(arguments: Arguments) -> int:
+  hosts.join(cluster.Flags.of(arguments.options))
   arguments.load("train")
   with quiet_imports():
     from prompt_tuning import run_report
     from prompt_tuning.train import TrainConfig, train
   settings = config.build(TrainConfig)
-  outcome = train(settings, config.operative(), on_start=run_report.started)
-  run_report.ended(settings, outcome)
+  outcome = train(settings, config.operative(), on_start=hosts.on_first(run_report.started))
+  hosts.on_first(run_report.ended)(settings, outcome)
   return 0
 
 
 def _eval(arguments: Arguments) -> int:
+  hosts.join(cluster.Flags.of(arguments.options))
   if arguments.prompts():
     arguments.load("eval_prompts")
     with quiet_imports():
@@ -197,9 +213,9 @@ def _eval(arguments: Arguments) -> int:
   arguments.load("eval")
   with quiet_imports():
     from prompt_tuning import run_report
-    from prompt_tuning.eval_run import EvalConfig, evaluate_run
-  settings = config.build(EvalConfig)
-  run_report.evaluated(settings, evaluate_run(settings))
+    from prompt_tuning.eval_mixture import evaluate
+    from prompt_tuning.eval_run import EvalConfig
+  hosts.on_first(run_report.evaluated)(evaluate(config.build(EvalConfig)))
   return 0
 
 
@@ -303,20 +319,36 @@ def _convert(arguments: Arguments) -> int:
 def _tasks(arguments: Arguments) -> int:
   from prompt_tuning import task_listing
   if arguments.options.name is None:
+    if arguments.bindings or arguments.options.gin_file:
+      raise UserError("settings vary one task", found=" ".join(arguments.bindings) or "--gin_file",
+                      wanted="prompt-tuning tasks NAME --gin.TASKLESS=True, for one",
+                      fix="name a task, or leave the settings out")
     task_listing.list_tasks()
   else:
+    arguments.load("tasks")
     task_listing.show_task(arguments.options.name, arguments.options.examples,
-                           arguments.options.vocabulary)
+                           arguments.options.vocabulary, config.build(task_listing.Variant))
   return 0
 
 
 def _inspect(arguments: Arguments) -> int:
-  arguments.load("model")
-  from prompt_tuning.inspection import inspect
+  from prompt_tuning.inspection import Looking, inspect
   from prompt_tuning.run_config import ModelConfig
   options = arguments.options
-  inspect(config.build(ModelConfig), options.prompt, words=options.words,
-          output_dir=options.output_dir)
+  looking = Looking(words=options.words, clusters=options.clusters, output_dir=options.output_dir,
+                    labels=tuple(options.labels) if options.labels else None)
+
+  def config_of(folder: pathlib.Path) -> ModelConfig:
+    config.load(["commands/model.gin", str((folder / "config.gin").absolute())], [],
+                options.gin_search_paths)
+    return config.build(ModelConfig)
+
+  runs = [path for path in map(pathlib.Path, options.prompt) if (path / "config.gin").is_file()]
+  if runs and not options.gin_file:
+    # A run says which backbone its prompt is of.
+    options.gin_file = [str((runs[0] / "config.gin").absolute())]
+  arguments.load("model")
+  inspect(config.build(ModelConfig), options.prompt, looking, config_of)
   return 0
 
 
@@ -328,6 +360,17 @@ def _transfer(arguments: Arguments) -> int:
   return 0
 
 
+def _t5x(arguments: Arguments) -> int:
+  from prompt_tuning.t5x_bridge import command
+  return command.run(arguments.options.job, arguments.options.rest)
+
+
+def _lazily(module: str, function: str) -> Callable[[Arguments], int]:
+  """A command whose body is beside its feature: `prompt_tuning.<module>.<function>(arguments)`."""
+  return lambda arguments: getattr(importlib.import_module(f"prompt_tuning.{module}"), function)(
+    arguments)
+
+
 def _demo(arguments: Arguments) -> int:
   with quiet_imports():
     from prompt_tuning import demo
@@ -336,8 +379,13 @@ def _demo(arguments: Arguments) -> int:
 
 def _prompt_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--prompt", action="append", default=[], metavar="NAME=SOURCE",
-                      help="a task and its prompt: a file, a MODEL_DIR, MODEL_DIR/members, or none; "
-                      "repeatable: tasks that share batches, a name twice is an ensemble")
+                      help="a task and its prompt: a file, a MODEL_DIR, MODEL_DIR/members, or "
+                      "none; repeatable: tasks that share batches, a name twice is an ensemble")
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+  cluster.add_flags(parser)
+  _prompt_flags(parser)
 
 
 def _info_flags(parser: argparse.ArgumentParser) -> None:
@@ -373,9 +421,13 @@ def _tasks_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("prompt", nargs="+", metavar="PROMPT.npy", help="prompts to look at")
+  parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="prompts, or MODEL_DIRs of runs")
   parser.add_argument("--words", type=int, default=5, metavar="K", help="words a vector (5)")
-  parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and a heat map there")
+  parser.add_argument("--clusters", type=int, default=5, metavar="K",
+                      help="clusters of a prompt's vectors (5)")
+  parser.add_argument("--labels", nargs="+", metavar="LABEL", help="class labels to look for, in "
+                      "the order of CLASS_LABELS (those that a run started from)")
+  parser.add_argument("--output_dir", metavar="FOLDER", help="write CSV files and figures there")
 
 
 def _transfer_flags(parser: argparse.ArgumentParser) -> None:
@@ -388,23 +440,43 @@ def _transfer_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--output_dir", metavar="FOLDER", help="write a CSV file and a heat map")
 
 
+def _t5x_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("job", metavar="train|eval|infer", help="which of T5X's commands to become")
+  parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="FLAGS",
+                      help="--gin_file=FILE, --gin.NAME=VALUE, and T5X's own flags")
+
+
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--model_dir", metavar="FOLDER", help="where the run is kept")
 
 
 COMMANDS = {
-  "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train),
-  "eval": Command("metrics of a trained prompt or model on a task", _eval, _prompt_flags),
+  "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train,
+                   cluster.add_flags),
+  "eval": Command("metrics of a trained prompt or model on a task", _eval, _eval_flags),
   "infer": Command("predictions for a task, or for lines of a file", _infer, _prompt_flags),
   "attribute": Command("fit an attribute model for controlled generation", _attribute),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
   "convert": Command("checkpoints and prompts from one format into another", _convert,
                      _convert_flags),
   "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),
-  "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags, False),
-  "inspect": Command("nearest words of a prompt, similarity of prompts", _inspect, _inspect_flags),
+  "tasks": Command("list the tasks, or show examples of one", _tasks, _tasks_flags),
+  "inspect": Command("words near a prompt, its clusters and labels, how far prompts are apart",
+                     _inspect, _inspect_flags),
   "transfer": Command("which trained prompt to start a new task from", _transfer, _transfer_flags,
                       False),
+  "t5x": Command("our prompts inside T5X: becomes t5x.train, t5x.eval or t5x.infer", _t5x,
+                 _t5x_flags, False),
+  "design": Command("hard prompts: templates, words for the classes, examples in the context",
+                    _lazily("discrete.commands", "design")),
+  "autoprompt": Command("search for a discrete prompt by the model's gradient",
+                        _lazily("discrete.commands", "autoprompt")),
+  "recover": Command("vectors that make a frozen model say given sentences",
+                     _lazily("recovery_command", "recover")),
+  "sweep": Command("a resumable grid of runs, its CSV files and its figures",
+                   lambda arguments: sweep_command.run(arguments.options,
+                                                       lambda: arguments.load("sweep")),
+                   sweep_command.flags),
   "demo": Command("prompt-tune the shipped T5 on real text, and show what it learned", _demo,
                   _demo_flags, False),
 }

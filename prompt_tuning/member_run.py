@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import partitioning
 from prompt_tuning.evaluate import Result
 from prompt_tuning.members import (
   Member,
@@ -92,7 +91,7 @@ class MembersTrainer(Trainer):
 
   def _device_batch(self, step: int) -> Any:
     axis = int(self.config.members.own_rows)
-    return jax.device_put(self.data.at(step), partitioning.over_batch(self.mesh, axis))
+    return self.partitioner.put_batch(self.data.at(step), axis)
 
   def _tokens_per_step(self) -> int:
     return len(self.members) * super()._tokens_per_step()

@@ -270,7 +270,7 @@ class Adafactor(Optimizer):
     return optax.partition({name: self._of_group(name) for name in names}, groups)
 
   def _of_group(self, group: str) -> optax.GradientTransformation:
-    owner, kind, *_ = group.split("/")
+    owner, kind, *_ = group.split(".")
     transformation = optax.adafactor(
         self.schedule, self.min_dim_size_to_factor, self.decay_rate,
         decay_offset=-self.step_offset,
@@ -288,7 +288,8 @@ def _group(path, leaf) -> str:
   """The leaves that one Adafactor may treat together: whose they are, and how many layers."""
   name = _name(path)
   owner = "prompt" if name.startswith("prompt/") else "backbone"
-  return f"{owner}/layers/{leaf.shape[0]}" if "/layers/" in name else f"{owner}/single"
+  # No slashes: T5X joins the keys of an optimizer's state with them.
+  return f"{owner}.layers.{leaf.shape[0]}" if "/layers/" in name else f"{owner}.single"
 
 
 def _by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from prompt_tuning import hosts
+
 _LINE_SECONDS = 10.0
 
 
@@ -21,9 +23,9 @@ class Progress:
 
   def __init__(self, total: int, done: int = 0):
     self._total, self._done = total, done
-    self._console = Console(file=sys.stderr)
+    self._console = Console(file=sys.stderr, quiet=not hosts.is_first())
     self._bar: Any = None
-    if self._console.is_terminal:
+    if self._console.is_terminal and hosts.is_first():
       self._bar = Bar(TextColumn("train"), BarColumn(), MofNCompleteColumn(),
                       TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
                       console=self._console)

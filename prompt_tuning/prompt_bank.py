@@ -27,6 +27,7 @@ from prompt_tuning import config as gin_config
 from prompt_tuning import trained_model
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID, T5Config
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.prompts.method import PromptMethod
@@ -102,16 +103,18 @@ class Bank:
   groups: tuple[Group, ...]
   tasks: dict[str, tuple[tuple[int, int], ...]]
 
-  def load(self, seed: int) -> list[dict[str, Any]]:
-    """Parameters of every group; a backbone is loaded once."""
+  def load(self, seed: int, partitioner: Partitioner | None = None) -> list[dict[str, Any]]:
+    """Parameters of every group; a backbone is loaded once, and laid out by `partitioner`."""
     backbones: dict[str, Any] = {}
     for group in self.groups:
       if group.backbone not in backbones:
         own = dataclasses.replace(self.config, prompt=None, template=None,
                                   initial_checkpoint_path=group.backbone)
-        backbones[group.backbone] = own.load_backbone(seed)
-    return [{"backbone": backbones[group.backbone]} | (
-      {"prompt": group.params} if group.params else {}) for group in self.groups]
+        backbones[group.backbone] = own.load_backbone(seed, partitioner=partitioner)
+    prompts = [group.params if partitioner is None else
+               jax.device_put(group.params, partitioner.replicated) for group in self.groups]
+    return [{"backbone": backbones[group.backbone]} | ({"prompt": prompt} if prompt else {})
+            for group, prompt in zip(self.groups, prompts, strict=True)]
 
 
 def read_bank(config: ModelConfig, given: Sequence[tuple[str, str]],
@@ -219,8 +222,9 @@ def _check_same(config: ModelConfig, own: ModelConfig, source: str) -> None:
       ("VOCABULARY", config.vocabulary, own.vocabulary)):
     if ours != theirs:
       raise UserError("This prompt is of another backbone", found=f"{source}: {what} {theirs}",
-                      wanted=f"{ours}, as the model that serves", fix="serve it on its own, or give "
-                      "the gin files and INITIAL_CHECKPOINT_PATH that it was trained with")
+                      wanted=f"{ours}, as the model that serves",
+                      fix="serve it on its own, or give the gin files and INITIAL_CHECKPOINT_PATH "
+                      "that it was trained with")
 
 
 def _for_backbone(method: PromptMethod | None, backbone: T5Config) -> PromptMethod | None:

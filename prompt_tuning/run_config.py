@@ -5,7 +5,6 @@ weights come from; `TaskConfig` says the data and its lengths.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import placement, trees
+from prompt_tuning import hosts, placement, trees
 from prompt_tuning.checkpoints import loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import DTYPES, T5Config
+from prompt_tuning.layouts import Layout, layout_of
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import Placement
 from prompt_tuning.prompted import (
   PromptedT5,
@@ -26,10 +27,12 @@ from prompt_tuning.prompted import (
   activations,
   init_backbone,
   init_prompt,
+  logical_axes,
 )
-from prompt_tuning.prompts.initializers import FromFile, FromRun, Sources, read_prompt
+from prompt_tuning.prompts.initializers import Sources, read_prompt
 from prompt_tuning.t5 import T5
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.variants import Variant
 from prompt_tuning.train_state import purpose_key
 
 RANDOM = "random"
@@ -47,6 +50,7 @@ class ModelConfig:
       checkpoint in any format of docs/checkpoints.md, or `random`.
     frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
     prompt_in_front: virtual tokens are the first ids of every row.
+    layout: LAYOUT, how weights, batch and activations are split over the devices (`layouts.py`).
     template: PROMPT_TEMPLATE, where else they stand, with anchor words (`placement.py`); None: in
       front.
   """
@@ -58,8 +62,10 @@ class ModelConfig:
   frozen_dtype: str = "float32"
   prompt_in_front: bool = True
   template: str | None = None
+  layout: str | Layout = "replicated"
 
   def __post_init__(self):
+    layout_of(self.layout)
     if self.frozen_dtype not in DTYPES:
       raise UserError("FROZEN_DTYPE is unknown", found=repr(self.frozen_dtype),
                       wanted="one of " + ", ".join(DTYPES), fix="--gin.FROZEN_DTYPE=\"'bfloat16'\"")
@@ -125,43 +131,63 @@ class ModelConfig:
     return reader
 
   def check_prompt_start(self) -> None:
-    """The file or run that the prompt starts from, checked without the backbone's weights."""
-    start = getattr(self.prompt, "initializer", None)
-    if isinstance(start, FromFile | FromRun):
-      table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
-      start(purpose_key(0, "prompt"), self.prompt.length, Sources(embedding=table))
+    """The files and runs that the prompt starts from, checked without the backbone's weights."""
+    table = jax.ShapeDtypeStruct((self.backbone.vocab_size, self.backbone.emb_dim), jnp.float32)
+    if self.prompt is not None:
+      self.prompt.check_start(purpose_key(0, "prompt"), Sources(embedding=table))
 
   def load_backbone(self, seed: int, trained: trees.Split | None = None,
-                    sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+                    partitioner: Partitioner | None = None) -> dict[str, Any]:
     """Backbone parameters: what is trained in float32, the rest in `frozen_dtype`.
 
     Args:
-      sharding: where weights that are restored go; None: to the first device.
+      partitioner: where they go, each device's part read for itself; None: to the first device.
     """
     reader = self.check()
-    expected = abstract_params(PromptedT5(T5(self.backbone)))["backbone"]
+    expected = self.backbone_shapes(trained)
+    if partitioner is not None:
+      axes = logical_axes(PromptedT5(T5(self.backbone)))
+      expected = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        expected, partitioner.params({"backbone": expected}, axes)["backbone"])
+    if reader is not None:
+      return loading.restore(reader, expected)
+
+    def start(key: jax.Array) -> dict[str, Any]:
+      return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype),
+                          init_backbone(key, self.backbone), expected)
+
+    places = None if partitioner is None else jax.tree.map(lambda leaf: leaf.sharding, expected)
+    return jax.jit(start, out_shardings=places)(purpose_key(seed, "init"))
+
+  def backbone_shapes(self, trained: trees.Split | None = None) -> dict[str, Any]:
+    """The backbone's tree as shapes, in the dtypes of a run."""
     patterns = trained.trained if trained is not None else {}
 
     def target(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
       # A leaf of which some layers are trained is kept in float32 whole.
       dtype = "float32" if f"backbone/{path}" in patterns else self.frozen_dtype
-      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding)
+      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
-    expected = trees.map_with_path(target, expected)
-    if reader is not None:
-      return loading.restore(reader, expected)
-    params = jax.jit(lambda key: init_backbone(key, self.backbone))(purpose_key(seed, "init"))
-    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, expected)
+    return trees.map_with_path(target, abstract_params(PromptedT5(T5(self.backbone)))["backbone"])
 
   def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The prompt's parameters where training starts, or {} without a prompt."""
     tokenizer = self.tokenizer()
-    output = backbone["decoder"].get("logits_dense", {}).get("kernel")
-    sources = Sources(embedding=backbone["token_embedder"]["embedding"], encode=tokenizer.encode,
+    output = hosts.fetch(backbone["decoder"].get("logits_dense", {}).get("kernel"))
+    embedding = hosts.fetch(backbone["token_embedder"]["embedding"])
+    sources = Sources(embedding=embedding, encode=tokenizer.encode,
                       num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,
                       output=None if output is None else output.T,
-                      activations=functools.partial(activations, backbone, self.backbone))
+                      activations=self._activations(backbone))
     return init_prompt(purpose_key(seed, "prompt"), self.module(), sources)
+
+  def _activations(self, backbone: Mapping[str, Any]) -> Any:
+    if hosts.count() == 1:
+      return lambda ids: activations(backbone, self.backbone, ids)
+    # Weights on several hosts can only be read by a compiled function.
+    return lambda ids: hosts.fetch(
+      jax.jit(lambda params: activations(params, self.backbone, ids))(backbone))
 
   def takes_table(self) -> bool:
     """Whether the served prompt is a table of vectors, and nothing else."""
@@ -198,10 +224,13 @@ class TaskConfig:
     feature_lengths: TASK_FEATURE_LENGTHS, {"inputs": T, "targets": U} in real tokens.
     source: an object whose `spec()` makes the task `name` (a user's files, a text corpus), or None.
     use_cached: USE_CACHED_TASKS, read seqio's offline cache.
+    cached_dirs: CACHED_TASKS_DIRS, where `seqio_cache_tasks` put it.
     pack: several examples a row (pre-training).
     stochastic: a user's own seqio task draws random numbers, so each epoch is made anew. (Of this
       package's tasks it is known.)
     max_truncated_inputs, max_truncated_targets: share of rows that may lose their end.
+    variant: DATA_DIR, TASKLESS, K_SHOT and the like: how the table's task is varied.
+    shuffle: SHUFFLE, a new order of the training rows each epoch; False: the data's own order.
     cache_dir: where token caches are kept; None: PROMPT_TUNING_CACHE or ~/.cache/prompt_tuning.
   """
 
@@ -210,10 +239,13 @@ class TaskConfig:
   module: str | None = None
   source: Any = None
   use_cached: bool = False
+  cached_dirs: Sequence[str] = ()
   pack: bool = False
   stochastic: bool = False
   max_truncated_inputs: float = 0.05
   max_truncated_targets: float = 0.0
+  variant: Variant = Variant()
+  shuffle: bool = True
   cache_dir: str | None = None
 
   def __post_init__(self):

@@ -34,7 +34,8 @@ from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed.
 MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
-              "export_dtype", "eval_settings.batch_size", "task.cache_dir", "model.backbone.remat")
+              "export_dtype", "eval_settings.batch_size", "task.cache_dir", "task.variant.data_dir",
+              "model.layout", "model.backbone.remat")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
 # Of all prompts, and of one of many.
@@ -229,6 +230,19 @@ class RunDir:
     self._events.flush()
 
 
+class ReadOnlyRunDir(RunDir):
+  """The MODEL_DIR of a run of several hosts, on all but the first: checked, and never written."""
+
+  def claim(self, settings: Mapping[str, Any], corpus: str) -> None:
+    self.check(settings)
+
+  def _skip(self, *args: Any, **kwargs: Any) -> None:
+    """Host 0 does it."""
+
+  write_config = write_summary = write_prompt = write_table = forget_after = log = _skip
+  plot = plot_learning_rates = _skip
+
+
 def environment(seed: int) -> dict[str, Any]:
   """Versions, device and seed: what a number of this run depends on besides its settings."""
   import importlib.metadata as metadata
@@ -236,7 +250,8 @@ def environment(seed: int) -> dict[str, Any]:
            "tensorflow", "numpy")
   device = jax.devices()[0]
   return {"versions": {n: metadata.version(n) for n in names}, "seed": seed,
-          "device": f"{device.platform}: {device.device_kind}", "devices": jax.device_count()}
+          "device": f"{device.platform}: {device.device_kind}", "devices": jax.device_count(),
+          "hosts": jax.process_count()}
 
 
 def describe(value: Any) -> Any:

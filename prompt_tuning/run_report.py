@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prompt_tuning.eval_mixture import Evaluation
 from prompt_tuning.eval_run import EvalConfig, Report
 from prompt_tuning.info import show_bytes
 from prompt_tuning.train import Outcome, TrainConfig
@@ -63,8 +64,16 @@ def ended(config: TrainConfig, outcome: Outcome) -> None:
   print(f"Predict:   prompt-tuning infer --gin.MODEL_DIR={folder} --gin.INPUT_FILE=lines.txt")
 
 
-def evaluated(config: EvalConfig, report: Report) -> None:
-  """The metrics, some predictions, and the files."""
+def evaluated(evaluation: Evaluation) -> None:
+  """Each task's metrics, some predictions and the files; then a benchmark's average."""
+  for config, report in evaluation.reports:
+    _evaluated(config, report)
+  for name, (score, missing) in evaluation.averages.items():
+    print(f"{name}: no average without {', '.join(missing)}" if score is None else
+          f"{name}: average {score:.4g}")
+
+
+def _evaluated(config: EvalConfig, report: Report) -> None:
   settings = config.eval_settings
   console = Console()
   console.print(metrics_table(f"{config.task.name}, {settings.split}", report.result.metrics,

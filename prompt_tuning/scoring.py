@@ -1,4 +1,5 @@
-"""What is computed with a model that is not being trained: label scores and losses; how it is compiled.
+"""What is computed with a model that is not being trained: label scores, losses; how it is
+compiled.
 
 Each function takes `(model, params, arrays)`; `call` runs one compiled, with the parameters in
 their trained and frozen parts. All arrays of a run have one shape, so each compiles once.
@@ -13,13 +14,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from prompt_tuning.losses import cross_entropy, sequence_log_likelihood
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.trees import Split
 
+
 def call(trainable: Any, frozen: Any, split: Split, model: PromptedT5, function: Callable,
-         *args: Any, **static: Any) -> Any:
-  """`function(model, params, *args, **static)`, compiled once a function, model and `static`."""
-  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())))(
+         *args: Any, partitioner: Partitioner | None = None, **static: Any) -> Any:
+  """`function(model, params, *args, **static)`, compiled once a function, model and `static`.
+
+  Args:
+    partitioner: lays activations out over the devices that the parameters are on.
+  """
+  return _compiled(model, _Hashable(split), function, tuple(sorted(static.items())), partitioner)(
     trainable, frozen, *args)
 
 
@@ -38,19 +45,21 @@ class _Hashable:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: tuple) -> Callable:
+def _compiled(model: PromptedT5, split: _Hashable, function: Callable, static: tuple,
+              partitioner: Partitioner | None) -> Callable:
   def run(trainable, frozen, *args):
     params = split.split.merge(trainable, frozen)
     return function(model, params, *args, **dict(static))
-  return jax.jit(run)
+  return jax.jit(run) if partitioner is None else partitioner.jit(run)
 
 
 def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
-                 prompt_ids: Array | None = None) -> Array:
+                 prompt_ids: Array | None = None, *, given: int = 0) -> Array:
   """`[B, S]` inputs and `[C, U]` labels, or `[B, C, U]`, -> log-likelihoods `[B, C]`.
 
   Args:
     prompt_ids: `[B]`, of a bank of prompts.
+    given: the first tokens of every label are given (a sentinel, say) and not scored.
   """
   rows, classes = tokens.shape[0], labels.shape[-2]
   encoded = model.apply({"params": params}, tokens, prompt_ids=prompt_ids, method="encode")
@@ -62,7 +71,8 @@ def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
     prompt_ids = jnp.repeat(prompt_ids, classes)
   logits = model.apply({"params": params}, encoded, jnp.repeat(tokens, classes, axis=0), shifted,
                        enable_dropout=False, prompt_ids=prompt_ids, method="decode")
-  scores = sequence_log_likelihood(logits, targets, (targets != 0).astype(jnp.float32))
+  scored = (targets != 0) & (jnp.arange(targets.shape[1]) >= given)[None]
+  scores = sequence_log_likelihood(logits, targets, scored.astype(jnp.float32))
   return scores.reshape(rows, classes)
 
 

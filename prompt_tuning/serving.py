@@ -8,6 +8,7 @@ product and softmax is a row's own.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from prompt_tuning import constraints, generation, scoring
 from prompt_tuning.constraints import Constraints
 from prompt_tuning.converter import trim
 from prompt_tuning.generation import Decoding
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompt_bank import Bank
 from prompt_tuning.train_state import purpose_key
 from prompt_tuning.trees import Split
@@ -57,6 +59,7 @@ class Server:
     batch_size: rows that the model reads at once.
     decoding, limits, steering: of what is generated.
     seed: of sampling; row i draws the same whatever batch it is in.
+    partitioner: splits batches as the parameters are; None: all is on one device.
   """
 
   bank: Bank
@@ -67,13 +70,14 @@ class Server:
   limits: Constraints = constraints.NONE
   steering: Any = None
   seed: int = 0
+  partitioner: Partitioner | None = None
 
   def __call__(self, rows: Sequence[Row]) -> Iterator[np.ndarray]:
     """The rows' answers in their order: label scores `[C]`, or generated ids `[U]`."""
     waiting: dict[tuple, list[int]] = {}
     for number, row in enumerate(rows):
       waiting.setdefault(row.queue, []).append(number)
-    sizes = {queue: min(max(1, self.batch_size // queue[1]), len(numbers))
+    sizes = {queue: self._padded(min(max(1, self.batch_size // queue[1]), len(numbers)))
              for queue, numbers in waiting.items()}
     shapes = {queue: np.max([rows[i].labels.shape for i in numbers], axis=0)
               for queue, numbers in waiting.items() if not queue[2]}
@@ -86,6 +90,14 @@ class Server:
         done |= dict(zip(batch, found, strict=True))
       yield done.pop(number)
 
+  def _padded(self, size: int) -> int:
+    return size if self.partitioner is None else self.partitioner.padded(size)
+
+  def _placed(self, array: Any) -> Any:
+    if self.partitioner is None or array is None:
+      return array
+    return self.partitioner.put_batch(array)
+
   def _batch(self, rows: Sequence[Row], numbers: Sequence[int], size: int,
              label_shape: np.ndarray | None) -> list[np.ndarray]:
     place = rows[0].group
@@ -96,18 +108,19 @@ class Server:
     prompts = np.array([i for row in filled for i in row.prompts], np.int32)
     tokens = group.rows(prompts, [trim(row.ids, length) for row in filled for _ in row.prompts],
                         length)
-    prompt_ids = prompts if len(group.prompts) > 1 else None
+    tokens = self._placed(tokens)
+    prompt_ids = self._placed(prompts) if len(group.prompts) > 1 else None
+    call = functools.partial(scoring.call, {}, params, _NO_SPLIT, group.model,
+                             partitioner=self.partitioner)
     if label_shape is None:
       key = purpose_key(self.seed, "sampling")
       keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(
         np.array([*numbers, *[0] * (size - len(rows))], np.uint32))
-      made = scoring.call({}, params, _NO_SPLIT, group.model, generation.generate, tokens, keys,
-                          prompt_ids, self.limits, self.steering, how=self.decoding,
-                          max_length=self.lengths["targets"])
+      made = call(generation.generate, tokens, keys, prompt_ids, self.limits, self.steering,
+                  how=self.decoding, max_length=self.lengths["targets"])
       return list(np.asarray(made)[:len(rows)])
     labels = np.zeros((size, *label_shape), np.int32)
     for out, row in zip(labels, rows, strict=False):
       out[:row.labels.shape[0], :row.labels.shape[1]] = row.labels
-    scores = np.asarray(scoring.call({}, params, _NO_SPLIT, group.model, scoring.label_scores,
-                                     tokens, labels, prompt_ids))
+    scores = np.asarray(call(scoring.label_scores, tokens, labels, prompt_ids))
     return [found[:len(row.labels)] for found, row in zip(scores, rows, strict=False)]

@@ -24,6 +24,7 @@ from jax import Array
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import StackValues, T5Config, is_token
 from prompt_tuning.layers import MLP, Attention, Dense, Embed, RelativePositionBias, RMSNorm
+from prompt_tuning.partitioning import constrain
 
 
 @struct.dataclass
@@ -32,8 +33,8 @@ class DecoderCache:
 
   Attributes:
     self_key, self_value: `[L, B, H, U, K]`, filled up to `index`.
-    cross_key, cross_value: `[L, B / n, H, S, K]`, computed and kept once an input, whose n beams stand
-      together.
+    cross_key, cross_value: `[L, B / n, H, S, K]`, computed and kept once an input, whose n beams
+      stand together.
     encoder_mask: `[B / n, S]` bool.
     index: int32, the position of the next token.
   """
@@ -100,9 +101,9 @@ class EncoderLayer(nn.Module):
     key, value = self.attention.keys_values(normed, hooks)
     y = self.attention(normed, key, value, shared.mask, shared.bias, hooks, values.self_kv,
                        enable_dropout)
-    x = x + self.dropout(y, deterministic=not enable_dropout)
+    x = _residual(x + self.dropout(y, deterministic=not enable_dropout))
     y = self.mlp(self.pre_mlp_layer_norm(x), _hooks(values, "mlp"), enable_dropout)
-    return carry.replace(x=x + self.dropout(y, deterministic=not enable_dropout)), None
+    return carry.replace(x=_residual(x + self.dropout(y, deterministic=not enable_dropout))), None
 
 
 class DecoderLayer(nn.Module):
@@ -138,13 +139,13 @@ class DecoderLayer(nn.Module):
       carry, key, value = _cached(carry, key, value, shared.index)
     y = self.self_attention(normed, key, value, shared.mask, shared.bias, hooks, values.self_kv,
                             enable_dropout)
-    x = x + self.dropout(y, deterministic=not enable_dropout)
+    x = _residual(x + self.dropout(y, deterministic=not enable_dropout))
     normed = self.pre_cross_attention_layer_norm(x)
     y = self.encoder_decoder_attention(normed, *cross, shared.cross_mask, None, cross_hooks,
                                        values.cross_kv, enable_dropout)
-    x = x + self.dropout(y, deterministic=not enable_dropout)
+    x = _residual(x + self.dropout(y, deterministic=not enable_dropout))
     y = self.mlp(self.pre_mlp_layer_norm(x), _hooks(values, "mlp"), enable_dropout)
-    return carry.replace(x=x + self.dropout(y, deterministic=not enable_dropout)), None
+    return carry.replace(x=_residual(x + self.dropout(y, deterministic=not enable_dropout))), None
 
 
 class Encoder(nn.Module):
@@ -171,7 +172,7 @@ class Encoder(nn.Module):
     if segment_ids is not None:
       mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     shared = Shared(bias=self.relpos_bias(positions, positions), mask=mask, tokens=tokens)
-    x = self.dropout(x, deterministic=not enable_dropout)
+    x = _residual(self.dropout(x, deterministic=not enable_dropout))
     carry, _ = _run(self.layers, self.config, Carry(x), (values,), (shared, enable_dropout))
     x = self.encoder_norm(carry.x)
     return self.dropout(x, deterministic=not enable_dropout)
@@ -208,7 +209,7 @@ class Decoder(nn.Module):
         decoder_segment_ids[:, None, :, None] == encoder_segment_ids[:, None, None, :])
     shared = Shared(bias=self.relpos_bias(positions, positions), mask=mask, encoded=encoded,
                     cross_mask=cross_mask)
-    x = self.dropout(x, deterministic=not enable_dropout)
+    x = _residual(self.dropout(x, deterministic=not enable_dropout))
     carry, _ = _run(self.layers, self.config, Carry(x), (values, None),
                     (shared, enable_dropout, False))
     return self.dropout(self.decoder_norm(carry.x), deterministic=not enable_dropout)
@@ -263,7 +264,7 @@ class T5(nn.Module):
       logits = self.token_embedder.attend(x) * jnp.asarray(self.config.emb_dim**-0.5, x.dtype)
     else:
       logits = self.decoder.logits_dense(x)
-    return logits.astype(jnp.float32)
+    return constrain(logits.astype(jnp.float32), "batch", None, "vocab")
 
 
 def _scanned(layer: type[nn.Module], config: T5Config, length: int, in_axes: tuple,
@@ -296,6 +297,11 @@ def _run(layers: Any, config: T5Config, carry: Carry, per_layer: tuple, shared: 
     outputs.append(output)
   stacked = None if outputs[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *outputs)
   return carry, stacked
+
+
+def _residual(x: Array) -> Array:
+  """The residual stream `[B, S, D]`, which all layers of a backward pass keep."""
+  return constrain(x, "batch", "length", None)
 
 
 def _enter(x: Array, values: StackValues, shared: Shared) -> Array:

@@ -3,18 +3,26 @@
 Nothing here imports TensorFlow: texts come from the task's row, ids from the light tokenizer.
 """
 
+import itertools
+
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import table, vocabularies
-from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+from prompt_tuning.tasks.published import NoData
+from prompt_tuning.tasks.spec import EXTRAS, UNLABELLED, MixtureSpec, Proportional, TaskSpec
+from prompt_tuning.tasks.variants import Variant
 
 PERCENTILES = (50, 90, 99, 100)
+# Enough rows of a split to know its lengths by.
+MAX_ROWS = 50_000
 # Lengths are multiples of this, for the sake of the matrix units.
 _MULTIPLE = 8
 _INPUT_PERCENTILE = 99
+Lengths = dict[str, dict[str, np.ndarray]]
 
 
 def list_tasks() -> None:
@@ -22,24 +30,28 @@ def list_tasks() -> None:
   shown = Table(title="tasks (MIXTURE_OR_TASK_NAME)", show_lines=True)
   # Three columns fit into a terminal of 80.
   shown.add_column("name", no_wrap=True)
-  shown.add_column("kind, splits, metrics")
-  shown.add_column("description, labels")
+  shown.add_column("kind, rows, metrics", overflow="fold")
+  shown.add_column("description, labels, source", overflow="fold")
   for row in table.describe():
-    how = [row["kind"], ", ".join(row["splits"]), ", ".join(row["metrics"])]
-    about = [row["description"], "labels: " + ", ".join(row["labels"]) if row["labels"] else ""]
+    sizes = [f"{split} {row['sizes'][split]:,}" if split in row["sizes"] else split
+             for split in row["splits"]]
+    how = [row["kind"], ", ".join(sizes), ", ".join(row["metrics"])]
+    about = [row["description"], "labels: " + ", ".join(row["labels"]) if row["labels"] else "",
+             row["source"] and f"source: {row['source']}"]
     shown.add_row(row["name"], *(escape("\n".join(filter(None, cell))) for cell in (how, about)))
   Console().print(shown)
 
 
-def show_task(name: str, count: int, vocabulary: str) -> None:
+def show_task(name: str, count: int, vocabulary: str, variant: Variant) -> None:
   """Prints examples, rows a split, lengths in tokens and the TASK_FEATURE_LENGTHS they suggest.
 
   Args:
     count: of the examples.
     vocabulary: as VOCABULARY.
+    variant: of the task.
 
   Raises:
-    UserError: there is no such task or vocabulary.
+    UserError: there is no such task or vocabulary, or none of its data.
   """
   row = table.spec(name)
   tokenizer = vocabularies.load_light(vocabulary)
@@ -47,35 +59,72 @@ def show_task(name: str, count: int, vocabulary: str) -> None:
   if isinstance(row, MixtureSpec):
     console.print(f"{name}: a mixture", highlight=False)
     for task, rate in row.rates.items():
-      console.print(f"  {task}  rate {rate:g}", highlight=False)
+      console.print(f"  {task}  {describe_rate(rate)}", highlight=False)
     return
+  row = variant.apply(row)
   console.print(f"[bold]{name}[/bold]  {escape(row.description)}", highlight=False)
   if row.labels:
     console.print("labels: " + escape(", ".join(row.labels)), highlight=False)
-  first = row.source.splits[0]
-  for number, example in enumerate(table.examples(name, first, count), start=1):
-    for feature, text in example.items():
-      if feature in ("inputs", "targets"):
-        console.print(f"{first} {number} {feature}: {text}", highlight=False, markup=False)
-  lengths = token_lengths(row, tokenizer)
+  lengths, notes = token_lengths(row, tokenizer)
+  first = next(iter(lengths))
+  for number, example in enumerate(itertools.islice(row.examples(first), count), start=1):
+    for feature in ("inputs", "targets", *EXTRAS):
+      if feature in example:
+        console.print(f"{first} {number} {feature}: {example[feature]}", highlight=False,
+                      markup=False)
   _show_lengths(console, row, lengths, vocabulary)
+  for note in notes:
+    console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
-def token_lengths(row: TaskSpec, tokenizer: vocabularies.Tokenizer,
-                  ) -> dict[str, dict[str, np.ndarray]]:
-  """split -> feature -> `[rows]` lengths in ids, the end of the sequence included."""
-  result = {}
+def describe_rate(rate: float | Proportional) -> str:
+  """A mixture's rate in words."""
+  if not isinstance(rate, Proportional):
+    return f"rate {rate:g}"
+  cap = "" if rate.cap is None else f", at most {rate.cap:,}"
+  root = "" if rate.temperature == 1 else f", temperature {rate.temperature:g}"
+  return f"in proportion to its training examples{cap}{root}"
+
+
+def token_lengths(row: TaskSpec, tokenizer: vocabularies.Tokenizer) -> tuple[Lengths, list[str]]:
+  """split -> feature -> `[rows]` lengths in ids, the end of the sequence included; and notes.
+
+  Notes say which splits are not on this machine, which rows cannot be used, and which splits were
+  read in part.
+
+  Raises:
+    UserError: there is no split at all.
+  """
+  result: Lengths = {}
+  notes: list[str] = []
+  missing: UserError | None = None
   for split in row.source.splits:
     found: dict[str, list[int]] = {}
-    for raw in row.source.rows(split):
-      for feature, text in row.to_text(raw).items():
-        if feature in ("inputs", "targets"):
-          found.setdefault(feature, []).append(len(tokenizer.encode(text)) + 1)
+    unusable: list[str] = []
+    unlabelled = 0
+    try:
+      for example in itertools.islice(row.examples(split, unusable), MAX_ROWS):
+        unlabelled += example["targets"] == UNLABELLED
+        for feature in ("inputs", "targets"):
+          if feature in example:
+            found.setdefault(feature, []).append(len(tokenizer.encode(example[feature])) + 1)
+    except NoData as error:
+      missing = missing or error
+      notes.append(f"{split}: not on this machine ({error.wanted})")
+      continue
     result[split] = {feature: np.array(values) for feature, values in found.items()}
-  return result
+    if unusable:
+      notes.append(f"{split}: {len(unusable)} rows cannot be used, the first is {unusable[0]}")
+    if unlabelled:
+      notes.append(f"{split}: {unlabelled:,} of the examples have no published target")
+    if any(len(values) == MAX_ROWS for values in found.values()):
+      notes.append(f"{split}: of its first {MAX_ROWS:,} examples")
+  if missing is not None and not result:
+    raise missing
+  return result, notes
 
 
-def suggest_lengths(lengths: dict[str, dict[str, np.ndarray]]) -> dict[str, int]:
+def suggest_lengths(lengths: Lengths) -> dict[str, int]:
   """TASK_FEATURE_LENGTHS that hold 99 % of the inputs and every target, in multiples of 8."""
   wanted = {"inputs": _INPUT_PERCENTILE, "targets": 100}
   result = {}
@@ -87,8 +136,7 @@ def suggest_lengths(lengths: dict[str, dict[str, np.ndarray]]) -> dict[str, int]
   return result
 
 
-def _show_lengths(console: Console, row: TaskSpec, lengths: dict[str, dict[str, np.ndarray]],
-                  vocabulary: str) -> None:
+def _show_lengths(console: Console, row: TaskSpec, lengths: Lengths, vocabulary: str) -> None:
   shown = Table(title=f"tokens a row, vocabulary {vocabulary}")
   shown.add_column("split")
   shown.add_column("rows", justify="right")

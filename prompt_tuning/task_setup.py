@@ -5,9 +5,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.tasks import registry
-from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks import registry, table
+from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,13 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   """Resolves names, imports modules, registers with seqio; reads no row but for the fingerprint.
 
   Raises:
-    UserError: there is no such task or module.
+    UserError: there is no such task or module, or it cannot be varied as wanted.
   """
   row = config.name if config.source is None else config.source.spec()
-  task = registry.resolve(row, module=config.module, vocabulary=vocabulary)
+  if config.variant.changed:
+    row = varied(config, row)
+  task = registry.resolve(row, module=config.module, vocabulary=vocabulary,
+                          cached_dirs=config.cached_dirs)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
   stochastic = tuple(name for name, row in rows.items()
@@ -54,3 +58,21 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   known = sorted({row.source.fingerprint() for row in rows.values() if row is not None})
   fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16] if known else ""
   return TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
+
+
+def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec) -> TaskSpec | MixtureSpec:
+  """The row of a task, with the variant that the configuration asks for.
+
+  Raises:
+    UserError: a task that a user registered with seqio, or a setting that does not fit.
+  """
+  if isinstance(row, str) and not table.has(row):
+    raise UserError(f"{row!r} is no task of the table: it cannot be varied",
+                    found="settings of Variant: " + ", ".join(config.variant.changed),
+                    wanted="a task that `prompt-tuning tasks` lists",
+                    fix="leave these settings out, or correct the name")
+  row = table.spec(row) if isinstance(row, str) else row
+  own = {task.name: task for task in row.tasks} if isinstance(row, MixtureSpec) else {}
+  rates = row.rates if isinstance(row, MixtureSpec) else ()
+  parts = {name: own.get(name) or table.spec(name) for name in rates}
+  return config.variant.apply(row, parts)

@@ -5,8 +5,9 @@ once. With random access to any row, the batch of a step follows from the step's
 
 A cache is one folder: `<feature>.int32` holds all ids end to end, `<feature>.offsets.npy` the
 `rows + 1` borders, `<feature>_text.utf8` and `<feature>_text.offsets.npy` the text that was
-tokenised, `meta.json` the counts. It is written beside its final name and renamed into place, so a
-folder that exists under its final name is complete, whoever was killed meanwhile.
+tokenised, `extras_text` likewise what the metrics want besides, `meta.json` the counts. It is
+written beside its final name and renamed into place, so a folder that exists under its final name
+is complete, whoever was killed meanwhile.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ import numpy as np
 
 from prompt_tuning.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FEATURES = ("inputs", "targets")
+TEXTS = ("inputs_text", "targets_text", "extras_text")
 META = "meta.json"
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class TokenCache:
 
   Attributes:
     folder: where it lies.
-    has_text: whether the texts before tokenising were kept.
+    texts: names of the texts that were kept, of TEXTS.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -50,9 +52,9 @@ class TokenCache:
     self.folder = pathlib.Path(folder)
     try:
       meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
-      self._rows, self.has_text = meta["rows"], meta["has_text"]
+      self._rows, self.texts = meta["rows"], tuple(meta["texts"])
       self._id_range = {name: tuple(meta["id_range"][name]) for name in FEATURES}
-      names = [*FEATURES, *(f"{name}_text" for name in FEATURES if self.has_text)]
+      names = [*FEATURES, *self.texts]
       self._offsets = {name: np.load(self.folder / f"{name}.offsets.npy") for name in names}
       self._values = {name: _open_values(self.folder, name) for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,12 +69,9 @@ class TokenCache:
     return self._rows
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray | str]:
-    """One row: `inputs`, `targets` `[n]` int32; `inputs_text`, `targets_text`, "" if not kept."""
-    result: dict[str, np.ndarray | str] = {}
-    for name in FEATURES:
-      result[name] = self.ids(name, row)
-      result[f"{name}_text"] = self._text(f"{name}_text", row) if self.has_text else ""
-    return result
+    """One row: `inputs`, `targets` `[n]` int32, and TEXTS, "" where they were not kept."""
+    result: dict[str, np.ndarray | str] = {name: self.ids(name, row) for name in FEATURES}
+    return result | {name: self.text(name, row) for name in TEXTS}
 
   def ids(self, feature: str, row: int) -> np.ndarray:
     """`[n]` int32: the ids of one row, untrimmed."""
@@ -100,7 +99,10 @@ class TokenCache:
     start, end = self._offsets[name][row:row + 2]
     return self._values[name][start:end]
 
-  def _text(self, name: str, row: int) -> str:
+  def text(self, name: str, row: int) -> str:
+    """One of TEXTS of a row; "" where it was not kept."""
+    if name not in self.texts:
+      return ""
     return self._slice(name, row).tobytes().decode("utf-8", errors="replace")
 
 
@@ -109,8 +111,7 @@ def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]]) 
 
   Args:
     folder: the final place; nothing is there before everything is.
-    chunks: each with `inputs` and `targets`; the texts (`inputs_text`, `targets_text`) in every
-      chunk or in none.
+    chunks: each with `inputs` and `targets`, and the same ones of TEXTS in every chunk.
 
   Raises `UserError` when there are no rows or the disk refuses.
   """
@@ -159,8 +160,8 @@ def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]]) -> int:
     borders = np.cumsum(np.concatenate([np.zeros(1, np.int64), *parts]), dtype=np.int64)
     np.save(folder / f"{name}.offsets.npy", borders)
   id_range = {name: [min(lows[name]), max(highs[name])] if lows[name] else [] for name in FEATURES}
-  meta = {"format": FORMAT_VERSION, "rows": rows, "has_text": "inputs_text" in lengths,
-          "id_range": id_range}
+  meta = {"format": FORMAT_VERSION, "rows": rows,
+          "texts": [name for name in TEXTS if name in lengths], "id_range": id_range}
   (folder / META).write_text(json.dumps(meta), encoding="utf-8")
   return rows
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from prompt_tuning.distillation import Distillation
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings
 from prompt_tuning.members import Member, Members
@@ -25,6 +26,7 @@ class TrainConfig:
     seed: RANDOM_SEED: of the data's order, and of all that has no seed of its own.
     prompt_seed: PROMPT_SEED, of where the prompt starts and of dropout; None: `seed`.
     members: several prompts in this one run; None: one.
+    distillation: prompts that teach this run's; None: none.
     eval_settings: of the evaluations during training; None: none.
     patience: stop after this many evaluations without a better one; None: never.
     prefetch: batches prepared ahead.
@@ -48,6 +50,7 @@ class TrainConfig:
   export_dtype: str = "float32"
   prompt_seed: int | None = None
   members: Members | None = None
+  distillation: Distillation | None = None
 
   def __post_init__(self):
     for name in ("train_steps", "batch_size", "eval_period", "log_period", "prefetch"):
@@ -69,6 +72,10 @@ class TrainConfig:
       object.__setattr__(self, "members", None)
     if self.members is not None:
       self._check_members(self.members)
+    if self.members is not None and self.distillation is not None:
+      raise UserError("Several prompts at once cannot be taught by others",
+                      found=f"{len(self.prompts())} prompts and a distillation",
+                      wanted="one of the two", fix="leave out N_PROMPTS and the like")
 
   @property
   def start_seed(self) -> int:

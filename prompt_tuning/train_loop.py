@@ -22,16 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import host_memory, partitioning, trees
+from prompt_tuning import host_memory, hosts, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import Evaluator, Result
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prefetch import Prefetcher
 from prompt_tuning.progress import Progress
-from prompt_tuning.prompted import abstract_params
-from prompt_tuning.run_dir import RunDir, describe, environment
+from prompt_tuning.prompted import abstract_params, logical_axes
+from prompt_tuning.run_dir import ReadOnlyRunDir, RunDir, describe, environment
 from prompt_tuning.task_setup import TaskSetup, set_up
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.train_config import TrainConfig
@@ -59,7 +60,10 @@ class Outcome:
 
 
 class _Stop:
-  """Turns SIGTERM and SIGINT into a flag that the loop reads between two steps."""
+  """Turns SIGTERM and SIGINT into a flag that the loop reads between two steps.
+
+  Of several processes all stop at one step, which JAX agrees upon: it has the handler of SIGTERM.
+  """
 
   def __init__(self):
     self.asked = False
@@ -67,7 +71,7 @@ class _Stop:
 
   def __enter__(self):
     # Handlers can only be set by the main thread.
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and hosts.count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._ask)
     return self
@@ -81,6 +85,11 @@ class _Stop:
       raise KeyboardInterrupt
     self.asked = True
 
+  def is_due(self, step: int) -> bool:
+    """Whether to stop after this step; asked once a step."""
+    self.asked = self.asked or hosts.stop_is_agreed(step)
+    return self.asked
+
 
 class Trainer:
   """Holds what a run is made of; `train.train(config)` is the way in.
@@ -91,17 +100,20 @@ class Trainer:
   def __init__(self, config: TrainConfig, operative_config: str):
     self.config = config
     self.started = time.time()
-    self.mesh = partitioning.make_mesh()
-    partitioning.check_batch_size(config.batch_size, config.loss.num_microbatches, self.mesh)
+    self.partitioner = Partitioner.make(config.model.layout)
+    self.partitioner.layout.check(config.model.backbone, config.batch_size,
+                                  config.loss.num_microbatches)
     self.module = config.model.module()
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
     self._check_starts()
-    self.dir = RunDir(config.model_dir)
+    self.dir = RunDir(config.model_dir) if hosts.is_first() else ReadOnlyRunDir(config.model_dir)
     self.dir.check(describe(config))
+    hosts.check_shared(config.model_dir)
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
-      config.model, config.task, config.eval_settings, self.prompt_ids)
+      config.model, config.task, config.eval_settings, self.prompt_ids, self.partitioner)
+    hosts.barrier("checked")  # What one host has found free, another does not write to before.
     self.dir.claim(describe(config), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
@@ -145,7 +157,7 @@ class Trainer:
             host_memory.return_unused_memory()
           pending.append((step, metrics))
           progress.advance()
-          stopping, evaluate = stop.asked, self._evaluation_is_due(step)
+          stopping, evaluate = stop.is_due(step), self._evaluation_is_due(step)
           save = stopping or evaluate or self._ends_a_period(step)
           if save or step % config.log_period == 0:
             self._read(pending, began)
@@ -174,6 +186,9 @@ class Trainer:
 
   def _check_starts(self) -> None:
     self.config.model.check_prompt_start()
+    if self.config.distillation is not None:
+      self.config.distillation.check(self.module)
+      self.teachers = self.config.distillation.bank(self.config.model.backbone.emb_dim)
 
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
@@ -186,32 +201,37 @@ class Trainer:
 
   def _train_data(self, setup: TaskSetup, seed: int) -> TrainData:
     config = self.config
+    index, count = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
     return TrainData(
       setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
       seed=seed, cache_dir=config.task.folder(),
       placement=config.model.placement(), prompt_ids=None if self.prompt_ids is None else {
         part: self.prompt_ids[name] for part, name in setup.names.items()},
-      pack=config.task.pack, stochastic=setup.stochastic, use_cached=config.task.use_cached,
-      fingerprint=setup.fingerprint, vocab_size=config.model.backbone.vocab_size,
+      pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
+      use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
+      vocab_size=config.model.backbone.vocab_size,
       max_truncated_inputs=config.task.max_truncated_inputs,
       max_truncated_targets=config.task.max_truncated_targets,
-      host_index=jax.process_index(), host_count=jax.process_count())
+      host_index=index, host_count=count)
 
   def _device_batch(self, step: int) -> Any:
-    return jax.device_put(self.data.at(step), partitioning.over_batch(self.mesh))
+    return self.partitioner.put_batch(self.data.at(step))
 
   def _start(self) -> tuple[TrainState, Any, dict[str, Any]]:
     """Weights and state, at step 0 or where the run was left; and the summary of what was done."""
     config = self.config
-    everywhere = partitioning.replicated(self.mesh)
-    backbone = config.model.load_backbone(config.seed, self.split, everywhere)
+    backbone = config.model.load_backbone(config.seed, self.split, self.partitioner)
     fingerprint = backbone_files.fingerprint(backbone)
     self.dir.check_backbone(config.model.initial_checkpoint_path, fingerprint)
     prompt = self._start_prompt(backbone)
     params = {"backbone": backbone} | ({"prompt": prompt} if prompt else {})
-    trainable, frozen = jax.device_put(self.split.split(params), everywhere)
+    parts = self.split.split(params)
+    axes = logical_axes(self.module)
+    trainable, frozen = hosts.put(
+      parts, tuple(self.partitioner.params(part, axes) for part in parts))
     # Scalars too: a checkpoint is restored to the devices that the state is on.
-    state = jax.device_put(self._new_state(trainable), everywhere)
+    state = self._new_state(trainable)
+    state = hosts.put(state, self.partitioner.state(state, trainable, axes))
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
       state, counters = self.checkpoints.restore(state)
@@ -231,8 +251,10 @@ class Trainer:
 
   def _make_step(self) -> Callable:
     config = self.config
+    term = None if config.distillation is None else config.distillation.term(
+      self.module, self.teachers)
     return make_train_step(self.module, self.split, config.optimizer, self.transformation,
-                           config.loss, config.start_seed)
+                           config.loss, config.start_seed, term)
 
   def _summary(self, trainable: Any, frozen: Any, backbone: Any, fingerprint: str,
                resumed: int | None) -> dict[str, Any]:
@@ -258,7 +280,9 @@ class Trainer:
   def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
     began = time.time()
     batch = self._device_batch(int(state.step))
-    compiled = jax.jit(self._make_step(), donate_argnums=0).lower(state, frozen, batch).compile()
+    places = jax.tree.map(lambda leaf: leaf.sharding, state), self.partitioner.replicated
+    compiled = self.partitioner.jit(self._make_step(), donate_argnums=0, out_shardings=places
+                                    ).lower(state, frozen, batch).compile()
     host_memory.return_unused_memory()
     summary["seconds"] = {"to_first_step": time.time() - self.started,
                           "compile": time.time() - began}
@@ -333,6 +357,7 @@ class Trainer:
 
   def _write_prompt(self, params: Any, folder: str = "") -> None:
     prompt = self.module.prompt
+    params = hosts.fetch(params)
     self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(params))),
                           {"method": type(prompt.served()).__name__,
                            "task": self.config.task.name, "prompt_ids": self.prompt_ids}, folder)
@@ -380,7 +405,9 @@ class Trainer:
             "best": None if self.best is None else self.best.metrics}
 
   def _write_backbone(self, params: Mapping[str, Any], step: int) -> None:
-    config = self.config
+    config, params = self.config, hosts.fetch(params)
+    if not hosts.is_first():
+      return
     backbone_files.save(
       pathlib.Path(config.model_dir) / "backbone", params, config.model.backbone,
       vocabulary=vocabularies.fingerprint(config.model.vocabulary),

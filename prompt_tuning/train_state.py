@@ -22,6 +22,7 @@ from jax import Array
 from prompt_tuning.errors import UserError
 from prompt_tuning.losses import cross_entropy
 from prompt_tuning.optimizers import Optimizer
+from prompt_tuning.partitioning import constrain
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.trees import Split
 
@@ -77,9 +78,13 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
 
 def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
                     transformation: optax.GradientTransformation, config: LossConfig,
-                    seed: int | Array,
+                    seed: int | Array, term: Callable | None = None,
                     ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
   """Builds the step; the caller compiles it with `donate_argnums=0`.
+
+  Args:
+    term: a part of the loss besides the cross-entropy (`distillation.Term`): what computes the
+      logits too. It is not in the metric `loss`, but a metric of its own, `term`.
 
   Metrics are scalars on the device: `loss` (with z-loss, per target token), `z_loss`, `accuracy`
   (of target tokens), `tokens` (real target tokens), `grad_norm`, `learning_rate`.
@@ -91,18 +96,24 @@ def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
   def loss_sum(trainable: Any, frozen: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:
     params = split.merge(trainable, frozen)
     optional = {name: batch[name] for name in _OPTIONAL if name in batch}
-    logits = model.apply(
-      {"params": params}, batch["encoder_input_tokens"], batch["decoder_input_tokens"],
-      batch["decoder_target_tokens"], enable_dropout=enable_dropout, rngs={"dropout": key},
-      **optional)
+    training = {"enable_dropout": enable_dropout, "rngs": {"dropout": key}}
+    if term is None:
+      logits = model.apply(
+        {"params": params}, batch["encoder_input_tokens"], batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"], **training, **optional)
+      more = {}
+    else:
+      logits, value = term(params, batch, optional, **training)
+      more = {"term": value}
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
     loss = cross_entropy(logits, targets, weights, z_loss=config.z_loss,
                          label_smoothing=config.label_smoothing)
     # The target's logit is the largest: on CPUs an argmax over V costs more than the whole loss.
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     right = jnp.sum((chosen >= jnp.max(logits, axis=-1)) * weights)
-    return loss.total, {"loss": loss.total, "z_loss": loss.z_loss, "accuracy": right,
-                        "tokens": loss.weight_sum}
+    return sum(more.values(), loss.total), {
+      "loss": loss.total, "z_loss": loss.z_loss, "accuracy": right, "tokens": loss.weight_sum,
+      **more}
 
   gradient = jax.grad(loss_sum, has_aux=True)
 
@@ -112,6 +123,8 @@ def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
       return gradient(trainable, frozen, batch, key)
     batches = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]),
                            dict(batch))
+    # A piece is spread over all devices again, not computed by those that hold its rows.
+    batches = jax.tree.map(lambda x: constrain(x, None, "batch", *(None,) * (x.ndim - 2)), batches)
 
     def add(total, piece):
       index, rows = piece
@@ -130,7 +143,7 @@ def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
     gradients = jax.tree.map(lambda g: g / tokens, gradients)
     updates, opt_state = transformation.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {name: sums[name] / tokens for name in ("loss", "z_loss", "accuracy")}
+    metrics = {name: value / tokens for name, value in sums.items() if name != "tokens"}
     metrics |= {"tokens": sums["tokens"], "grad_norm": optax.tree.norm(gradients),
                 "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32)}
     return TrainState(state.step + 1, trainable, opt_state), metrics

@@ -11,9 +11,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints import method_files, prompt_files, prompt_origin
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompts.initializers import check_prompt
 from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.run_config import ModelConfig
@@ -48,11 +51,17 @@ class TrainedModel:
                       fix=nearest(str(task), known) if known else "give --gin.MODEL_DIR")
     return known[task]
 
-  def load(self, seed: int) -> dict[str, Any]:
-    """`{"backbone": ..., "prompt": ...}`; `seed` is of a backbone with random weights."""
-    params = {"backbone": self.config.load_backbone(seed)}
+  def load(self, seed: int, partitioner: Partitioner | None = None) -> dict[str, Any]:
+    """`{"backbone": ..., "prompt": ...}`, on the first device or laid out over all.
+
+    Args:
+      seed: of a backbone with random weights.
+    """
+    params = {"backbone": self.config.load_backbone(seed, partitioner=partitioner)}
     if self.prompt_file is not None:
-      params["prompt"] = self.config.load_prompt(self.prompt_file)
+      prompt = self.config.load_prompt(self.prompt_file)
+      params["prompt"] = prompt if partitioner is None else (
+        jax.device_put(prompt, partitioner.replicated))
     return params
 
 

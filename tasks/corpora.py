@@ -7,13 +7,12 @@ that chunks cut from them (`denoising.py`) are full; no row crosses a document's
 
 import dataclasses
 import glob
-import gzip
 import hashlib
 import pathlib
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.tasks.lines import lines
 from prompt_tuning.tasks.spec import TaskSpec
 
 
@@ -32,36 +31,6 @@ def expand(patterns: Sequence[str]) -> tuple[pathlib.Path, ...]:
                       fix=f"check the path; relative paths start at {pathlib.Path.cwd()}")
     found.update((pathlib.Path(match), None) for match in matches)
   return tuple(found)
-
-
-def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """(line number from 1, line without its end) of a UTF-8 file, gzipped if it ends in `.gz`.
-
-  A byte order mark is dropped.
-
-  Raises:
-    UserError: the file is missing, its gzip data is damaged, or a line is not UTF-8.
-  """
-  number = 0
-  try:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-      for number, raw in enumerate(file, start=1):
-        if number == 1:
-          raw = raw.removeprefix(b"\xef\xbb\xbf")
-        try:
-          yield number, raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-          raise UserError(f"{path}, line {number}: not UTF-8 text",
-                          found=f"byte 0x{raw[error.start]:02x} at column {error.start + 1}",
-                          wanted="UTF-8", fix=f"convert it: iconv -f LATIN1 -t UTF-8 {path}"
-                          ) from error
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise UserError(f"{path}: damaged gzip data after line {number}", found=str(error),
-                    wanted="a whole gzip file", fix="fetch or compress the file again") from error
-  except OSError as error:
-    raise UserError(f"{path} cannot be read", found=error.strerror or str(error),
-                    wanted="a readable file", fix="check the path and its permissions") from error
 
 
 def documents(path: pathlib.Path) -> Iterator[tuple[str, ...]]:

@@ -1,130 +1,132 @@
-"""Metrics by name: (targets, predictions), lists of texts -> name -> number.
+"""Metrics by name, as task rows and METRICS name them.
 
-Texts are compared after `strip()`. Shares (accuracy, F1) are between 0 and 1; ROUGE and BLEU are
-between 0 and 100, as they are published. With labels, predictions that are none of them are
-wrong, and their share is reported as `not_a_label`.
+A metric is a pure function of lists, `(targets, predictions, **wanted)`, to name -> number. Of
+these keywords it gets the ones that it has:
+
+  labels      of the task, or None
+  argument    what stands after the colon of `f1_binary:yes`
+  references  all right answers of each row
+  groups      what belongs together (a question of MultiRC, a source with several references)
+  row_labels  what each row is really labelled, where its target is not that (WSC)
+
+`bind` makes of it what seqio wants, a function of (targets, predictions) whose targets may be texts
+or `Target`s. With labels, the share of the predictions that are none is reported as `not_a_label`.
 """
 
-import collections
-import functools
-import re
-import string
-from collections.abc import Callable, Sequence
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.tasks import answer_metrics, classification_metrics, overlap_metrics
+from prompt_tuning.tasks.classification_metrics import not_a_label
+from prompt_tuning.tasks.winograd import wsc
 
 Metric = Callable[..., dict[str, float]]
 
-
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """Share of the predictions that equal their target."""
-  return {"accuracy": _share(_equal(targets, predictions))}
-
-
-def exact_match(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """Share that equals the target after SQuAD's normalisation: no case, marks and articles."""
-  return {"exact_match": _share([_normalise(t) == _normalise(p) for t, p in
-                                 _pairs(targets, predictions)])}
-
-
-def token_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """Mean F1 of the normalised words that target and prediction share (SQuAD's F1)."""
-  return {"token_f1": _share([_word_f1(_normalise(t).split(), _normalise(p).split())
-                              for t, p in _pairs(targets, predictions)])}
-
-
-def macro_f1(targets: Sequence[str], predictions: Sequence[str], *,
-             labels: Sequence[str] | None = None) -> dict[str, float]:
-  """Mean over the classes of the F1 of each; classes are the labels, else those in the targets.
-
-  A class that is neither in the targets nor predicted is left out of the mean.
-  """
-  pairs = _pairs(targets, predictions)
-  scores = []
-  for label in labels if labels is not None else sorted({target for target, _ in pairs}):
-    hits = sum(t == p == label for t, p in pairs)
-    seen = sum((t == label) + (p == label) for t, p in pairs)
-    if seen:
-      scores.append(2 * hits / seen)
-  return {"macro_f1": _share(scores)}
-
-
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """Mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-L with stemming, 0 to 100."""
-  from rouge_score import rouge_scorer
-
-  kinds = ("rouge1", "rouge2", "rougeL")
-  scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
-  scores = [scorer.score(t, p) for t, p in _pairs(targets, predictions)]
-  return {kind: 100 * _share([score[kind].fmeasure for score in scores]) for kind in kinds}
-
-
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-  """Corpus BLEU of sacrebleu (13a tokenisation, exponential smoothing), 0 to 100."""
-  import sacrebleu
-
-  pairs = _pairs(targets, predictions)
-  if not pairs:
-    return {"bleu": 0.0}
-  score = sacrebleu.corpus_bleu([p for _, p in pairs], [[t for t, _ in pairs]])
-  return {"bleu": float(score.score)}
-
-
 METRICS: dict[str, Metric] = {function.__name__: function for function in (
-  accuracy, exact_match, token_f1, macro_f1, rouge, bleu)}
+  classification_metrics.accuracy, classification_metrics.macro_f1,
+  classification_metrics.f1_binary, classification_metrics.matthews,
+  classification_metrics.pearson, classification_metrics.spearman, wsc,
+  answer_metrics.exact_match, answer_metrics.token_f1, answer_metrics.squad,
+  answer_metrics.record, answer_metrics.multirc,
+  overlap_metrics.rouge, overlap_metrics.bleu, overlap_metrics.bleu_uncased, overlap_metrics.nist,
+  overlap_metrics.meteor, overlap_metrics.chrf, overlap_metrics.ter)}
+# Judged by something else than the labels: a prediction need not be one.
+_FREE_TEXT = (wsc,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The target of a row that says more than its text.
+
+  Attributes:
+    text: the target.
+    references: all right answers; none: the text is the one.
+    group, label: as `spec.EXTRAS` says.
+  """
+
+  text: str
+  references: tuple[str, ...] = ()
+  group: str | None = None
+  label: str | None = None
+
+  @classmethod
+  def parse(cls, text: str, extras: str) -> "Target":
+    """Of a row whose extras are the JSON that `pack_extras` made."""
+    found = json.loads(extras) if extras else {}
+    return cls(text, tuple(found.get("references", ())), found.get("group"), found.get("label"))
+
+
+def pack_extras(example: Mapping[str, Any]) -> str:
+  """`references`, `group` and `label` of an example as one text; "" where it has none."""
+  found: dict[str, Any] = {}
+  if example.get("references"):
+    found["references"] = [str(text) for text in example["references"]]
+  for name in ("group", "label"):
+    if example.get(name) is not None:
+      found[name] = str(example[name])
+  return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def get(name: str) -> Metric:
-  """The metric of that name.
+  """The metric of that name; what follows a colon is its argument.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or it takes no argument.
   """
+  name, colon, argument = name.partition(":")
   if name not in METRICS:
     raise UserError(f"there is no metric {name!r}", found=name,
                     wanted="one of " + ", ".join(METRICS), fix=nearest(name, METRICS))
+  if colon and "argument" not in inspect.signature(METRICS[name]).parameters:
+    raise UserError(f"the metric {name!r} takes no argument", found=f"{name}:{argument}",
+                    wanted=name, fix="leave out the colon and what follows")
   return METRICS[name]
 
 
 def bind(name: str, labels: Sequence[str] | None) -> Metric:
-  """The metric with a task's labels filled in; it adds `not_a_label` where there are labels."""
+  """The metric for one task, of (targets, predictions).
+
+  Raises:
+    UserError: as `get`, and where the argument is no label.
+  """
   metric = get(name)
+  argument = name.partition(":")[2] or None
+  takes = set(inspect.signature(metric).parameters)
+  if metric is classification_metrics.f1_binary:
+    classification_metrics.positive_class(labels, argument)
 
-  @functools.wraps(metric)
   def bound(targets, predictions):
-    if labels is None:
-      return metric(targets, predictions)
-    known = {"labels": labels} if metric is macro_f1 else {}
-    return {**metric(targets, predictions, **known), **not_a_label(predictions, labels)}
+    rows = [target if isinstance(target, Target) else Target(target) for target in targets]
+    wanted = {"labels": lambda: labels, "argument": lambda: argument,
+              "references": lambda: _references(rows),
+              "groups": lambda: _column(rows, "group", name),
+              "row_labels": lambda: _column(rows, "label", name)}
+    found = metric([row.text for row in rows], predictions,
+                   **{key: value() for key, value in wanted.items() if key in takes})
+    if labels is None or metric in _FREE_TEXT:
+      return found
+    return {**found, **not_a_label(predictions, labels)}
 
-  del bound.__wrapped__  # seqio reads the signature: it is (targets, predictions)
+  bound.__name__ = name
   return bound
 
 
-def not_a_label(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-  """Share of the predictions that are none of the labels."""
-  return {"not_a_label": _share([p.strip() not in labels for p in predictions])}
+def _references(rows: Sequence[Target]) -> list[Sequence[str]] | None:
+  if not any(row.references for row in rows):
+    return None
+  return [row.references or (row.text,) for row in rows]
 
 
-def _pairs(targets: Sequence[str], predictions: Sequence[str]) -> list[tuple[str, str]]:
-  return [(t.strip(), p.strip()) for t, p in zip(targets, predictions, strict=True)]
-
-
-def _equal(targets: Sequence[str], predictions: Sequence[str]) -> list[bool]:
-  return [t == p for t, p in _pairs(targets, predictions)]
-
-
-def _share(values: Sequence[float]) -> float:
-  return sum(values) / len(values) if values else 0.0
-
-
-def _normalise(text: str) -> str:
-  text = "".join(c for c in text.lower() if c not in string.punctuation)
-  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def _word_f1(target: list[str], prediction: list[str]) -> float:
-  if not target or not prediction:
-    return float(target == prediction)
-  shared = sum((collections.Counter(target) & collections.Counter(prediction)).values())
-  return 2 * shared / (len(target) + len(prediction))
+def _column(rows: Sequence[Target], field: str, metric: str) -> list[str] | None:
+  values = [getattr(row, field) for row in rows]
+  if not any(value is not None for value in values):
+    return None
+  if None in values:
+    raise UserError(f"some rows have no {field}", found=f"row {values.index(None)} has none",
+                    wanted=f"a {field} for every row, or for none, to compute {metric}",
+                    fix="correct what to_text makes of a row")
+  return values

@@ -6,19 +6,20 @@ mixtures of its own under any name. Examples of a built task have
 
   inputs, targets                            int32 ids that end with EOS, not trimmed
   inputs_pretokenized, targets_pretokenized  texts (not with a denoising objective)
+  extras                                     what metrics want besides (`metrics.pack_extras`)
 """
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.tasks import denoising, metrics, table, vocabularies
-from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+from prompt_tuning.tasks import denoising, metrics, table, variants, vocabularies
+from prompt_tuning.tasks.spec import MixtureSpec, Proportional, TaskSpec
 
 DEFAULT_VOCABULARY = "tiny"
 
@@ -27,22 +28,26 @@ _built: dict[str, TaskSpec | MixtureSpec] = {}
 
 
 def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
-            vocabulary: str = DEFAULT_VOCABULARY) -> seqio.Task | seqio.Mixture:
+            vocabulary: str = DEFAULT_VOCABULARY, cached_dirs: Sequence[str] = ()
+            ) -> seqio.Task | seqio.Mixture:
   """The seqio task or mixture behind a name, or built from a row.
 
   Args:
     name: of our table, or registered with seqio by `module`; or a row itself.
     module: a Python module to import first, so that it can register tasks.
     vocabulary: for our rows (`vocabularies.py`); a user's own task brings its own.
+    cached_dirs: where `seqio_cache_tasks` has put tasks.
 
   Raises:
     UserError: the module cannot be found, or nothing has this name.
   """
+  seqio.add_global_cache_dirs(
+    [folder for folder in cached_dirs if folder not in seqio.get_global_cache_dirs()])
   if module:
     _import(module)
   if not isinstance(name, str):
     return build(name, vocabulary=vocabulary)
-  if name in table.names():
+  if table.has(name):
     return build(name, vocabulary=vocabulary)
   registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
   if name in registered:
@@ -68,10 +73,11 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
     for task in row.tasks:
       build(task, vocabulary=vocabulary, leading_sentinel=leading_sentinel)
     return mixture(row.name, row.rates, vocabulary, own_tasks={t.name: t for t in row.tasks},
-                   leading_sentinel=leading_sentinel)
-  name = _registered_name(row.name, vocabulary, leading_sentinel)
+                   leading_sentinel=leading_sentinel, variant=row.variant)
+  name = _registered_name(row.name, vocabulary, leading_sentinel, row.variant)
   if _built.get(name) == row:
     return seqio.TaskRegistry.get(name)
+  _forget_another_place(name, row)
   _check_free(name, row.name)
   feature = seqio.Feature(vocabulary=vocabularies.load(vocabulary), add_eos=True)
   task = seqio.TaskRegistry.add(
@@ -79,26 +85,42 @@ def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABU
     source=seqio.FunctionDataSource(functools.partial(_dataset, row), splits=row.source.splits),
     preprocessors=_preprocessors(row, leading_sentinel),
     output_features={"inputs": feature, "targets": feature},
+    postprocess_fn=_postprocess,
     metric_fns=[metrics.bind(metric, row.labels) for metric in row.metrics])
   _built[name] = row
   return task
 
 
-def mixture(name: str, rates: Mapping[str, float], vocabulary: str = DEFAULT_VOCABULARY, *,
+def mixture(name: str, rates: Mapping[str, float | Proportional],
+            vocabulary: str = DEFAULT_VOCABULARY, *,
             own_tasks: Mapping[str, TaskSpec] | None = None,
-            leading_sentinel: bool = False) -> seqio.Mixture:
-  """A seqio mixture of our tasks at fixed rates, registered; the same call gives the same one."""
-  row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()))
-  registered = _registered_name(name, vocabulary, leading_sentinel)
+            leading_sentinel: bool = False, variant: str = "") -> seqio.Mixture:
+  """A seqio mixture of our tasks, registered; the same call gives the same one."""
+  row = MixtureSpec(name=name, rates=dict(rates), tasks=tuple((own_tasks or {}).values()),
+                    variant=variant)
+  registered = _registered_name(name, vocabulary, leading_sentinel, variant)
   if _built.get(registered) == row:
     return seqio.MixtureRegistry.get(registered)
+  _forget_another_place(registered, row)
   _check_free(registered, name)
   parts = [(build((own_tasks or {}).get(task, task), vocabulary=vocabulary,
-                  leading_sentinel=leading_sentinel).name, rate)
+                  leading_sentinel=leading_sentinel).name,
+            functools.partial(_rate, rate) if isinstance(rate, Proportional) else rate)
            for task, rate in rates.items()]
   result = seqio.MixtureRegistry.add(registered, parts)
   _built[registered] = row
   return result
+
+
+def _rate(rate: Proportional, task: seqio.Task) -> float:
+  return rate.rate(_training_examples(task.name, _built[task.name].source.fingerprint()))
+
+
+@functools.cache
+def _training_examples(registered: str, fingerprint: str) -> int:
+  """Examples of the training split, by reading it once."""
+  del fingerprint  # a part of the cache's key
+  return sum(1 for _ in _built[registered].examples("train"))
 
 
 def row_of(registered: str) -> TaskSpec | None:
@@ -107,9 +129,21 @@ def row_of(registered: str) -> TaskSpec | None:
   return row if isinstance(row, TaskSpec) else None
 
 
-def _registered_name(name: str, vocabulary: str, leading_sentinel: bool) -> str:
+def _registered_name(name: str, vocabulary: str, leading_sentinel: bool, variant: str) -> str:
+  name += f"__{variant}" if variant else ""
   name += "" if vocabulary == DEFAULT_VOCABULARY else f"__{vocabularies.short_id(vocabulary)}"
   return name + ("__sentinel" if leading_sentinel else "")
+
+
+def _forget_another_place(registered: str, row: TaskSpec | MixtureSpec) -> None:
+  """The same data under another DATA_DIR takes the place of what was built before."""
+  before = _built.get(registered)
+  if before is not None and type(before) is type(row) and (
+      variants.without_place(before) == variants.without_place(row)):
+    is_mixture = isinstance(row, MixtureSpec)
+    (seqio.MixtureRegistry if is_mixture else seqio.TaskRegistry).remove(registered)
+    del _built[registered]
+    _training_examples.cache_clear()
 
 
 def _check_free(registered: str, name: str) -> None:
@@ -134,20 +168,35 @@ def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
              seed: int | None = None) -> tf.data.Dataset:
   """Texts of a split, in the source's order: who trains permutes the indexed cache instead."""
   del shuffle_files, seed
-  keys = ("targets",) if row.objective is not None else ("inputs", "targets")
+  keys = ("targets",) if row.objective is not None else ("inputs", "targets", "extras")
 
   def texts():
-    for raw in row.source.rows(split):
-      text = row.to_text(raw)
-      yield {key: text[key] for key in keys}
+    for example in row.examples(split):
+      # Only evaluation asks for them: beside every training example they would be many.
+      extras = "" if split == "train" else metrics.pack_extras(example)
+      yield {key: {**example, "extras": extras}[key] for key in keys}
 
   return tf.data.Dataset.from_generator(
     texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})
 
 
+def _postprocess(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False
+                 ) -> str | metrics.Target:
+  """For seqio's own evaluation, which T5X uses: targets with their extras."""
+  if not is_target or example is None:
+    return text
+  return metrics.Target.parse(*(_text(example.get(key, other)) for key, other in (
+    ("targets_pretokenized", text), ("extras", ""))))
+
+
+def _text(value: bytes | str) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def _preprocessors(row: TaskSpec, leading_sentinel: bool) -> list[Any]:
   steps: list[Any] = [
-    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=row.objective is None)]
+    functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=row.objective is None),
+    seqio.CacheDatasetPlaceholder()]  # seqio_cache_tasks keeps what is made so far
   if row.objective is not None:
     steps.append(functools.partial(denoising.denoise, objective=row.objective))
   if leading_sentinel:

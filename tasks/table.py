@@ -1,18 +1,38 @@
 """The table of tasks: the rows that come with the package, and those a user adds."""
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.tasks import docstring_tasks
+from prompt_tuning.tasks import docstring_tasks, mixtures
+from prompt_tuning.tasks.datasets import (
+  classification,
+  cloze,
+  data_to_text,
+  glue,
+  question_answering,
+  summarization,
+  super_glue,
+  web_text,
+)
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
-_rows: dict[str, TaskSpec | MixtureSpec] = {row.name: row for row in docstring_tasks.ROWS}
+_rows: dict[str, TaskSpec | MixtureSpec] = {
+  row.name: row for module in (docstring_tasks, glue, super_glue, question_answering, data_to_text,
+                               summarization, classification, web_text, mixtures)
+  for row in module.ROWS}
+# Rows of an argument: `lama_trex:P19`.
+_families = {cloze.NAME: cloze.spec}
 
 
 def names() -> tuple[str, ...]:
   """Names of all tasks and mixtures, in the order they were added."""
   return tuple(_rows)
+
+
+def has(name: str) -> bool:
+  """Whether a row has this name, or a family of rows its start."""
+  return name in _rows or name.partition(":")[0] in _families
 
 
 def spec(name: str) -> TaskSpec | MixtureSpec:
@@ -21,9 +41,13 @@ def spec(name: str) -> TaskSpec | MixtureSpec:
   Raises:
     UserError: there is none; near misses are named.
   """
+  family = name.partition(":")[0]
+  if name not in _rows and family in _families:
+    return _families[family](name)
   if name not in _rows:
     raise UserError(f"there is no task {name!r}", found=name,
-                    wanted="a name that `prompt-tuning tasks` lists", fix=nearest(name, _rows))
+                    wanted="a name that `prompt-tuning tasks` lists",
+                    fix=nearest(name, [*_rows, *_families]))
   return _rows[name]
 
 
@@ -40,18 +64,34 @@ def add(row: TaskSpec | MixtureSpec) -> None:
 
 
 def describe() -> list[dict[str, Any]]:
-  """One dictionary a row: name, kind, splits, labels, metrics, description. Reads no data."""
-  return [_described(row) for row in _rows.values()]
+  """One dictionary a row: name, kind, splits, sizes, labels, metrics, description, source.
+
+  Reads no data: sizes are those of the published data, and source is where it can come from.
+  """
+  rows = [_described(row) for row in _rows.values()]
+  for name, family in _families.items():
+    example = _described(family(f"{name}:{cloze.RELATIONS[0]}"))
+    rows.append({**example, "name": f"{name}:{cloze.RELATIONS[0]} ...", "description":
+                 f"facts as clozes, a task for each of {len(cloze.RELATIONS)} relations"})
+  return rows
 
 
 def _described(row: TaskSpec | MixtureSpec) -> dict[str, Any]:
   if isinstance(row, MixtureSpec):
     return {"name": row.name, "kind": "mixture", "splits": (), "labels": None, "metrics": (),
-            "description": row.description or ", ".join(row.rates)}
+            "sizes": {}, "source": "", "description": row.description or ", ".join(row.rates)}
   kind = ("denoising" if row.objective is not None
           else "classification" if row.labels else "text to text")
   return {"name": row.name, "kind": kind, "splits": tuple(row.source.splits),
-          "labels": row.labels, "metrics": row.metrics, "description": row.description}
+          "sizes": dict(row.sizes), "labels": row.labels, "metrics": row.metrics,
+          "description": row.description, "source": _place(row.source)}
+
+
+def _place(source: Any) -> str:
+  """Of a source, or of the one that it is made of."""
+  if hasattr(source, "place"):
+    return source.place()
+  return _place(source.source) if hasattr(source, "source") else ""
 
 
 def num_rows(name: str) -> dict[str, int]:
@@ -60,7 +100,7 @@ def num_rows(name: str) -> dict[str, int]:
   return {split: sum(1 for _ in row.source.rows(split)) for split in row.source.splits}
 
 
-def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, str]]:
+def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, Any]]:
   """The first texts of a split as the model gets them before tokenisation.
 
   Rows of a denoising task have only `targets`.
@@ -72,11 +112,7 @@ def examples(name: str, split: str = "train", count: int = 3) -> list[dict[str, 
   if split not in row.source.splits:
     raise UserError(f"task {name!r} has no split {split!r}", found=split,
                     wanted=", ".join(row.source.splits), fix=nearest(split, row.source.splits))
-  return [row.to_text(raw) for raw, _ in zip(_rows_of(row, split), range(count), strict=False)]
-
-
-def _rows_of(row: TaskSpec, split: str) -> Iterator[dict[str, Any]]:
-  return row.source.rows(split)
+  return list(itertools.islice(row.examples(split), count))
 
 
 def _task(name: str) -> TaskSpec:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.tasks.corpora import lines
+from prompt_tuning.tasks.lines import lines
 
 Record = dict[str, str]
 EXTENSIONS = (".tsv", ".csv", ".jsonl")

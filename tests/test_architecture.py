@@ -16,7 +16,9 @@ ROWS = (
   ("0", "gin_files"),
   ("0", "gin_names"),
   ("0", "interfaces", "trees", "config"),
-  ("1a", "disk", "host_memory", "checkpoints.leaves"),
+  ("1a", "cluster"),
+  ("1a", "hosts"),
+  ("1a", "disk", "host_memory", "layouts", "checkpoints.leaves"),
   ("1a", "checkpoints.hub", "checkpoints.npy_files", "checkpoints.pickled",
    "checkpoints.method_files"),
   ("1a", "checkpoints.npz_files", "checkpoints.peft"),
@@ -44,7 +46,7 @@ ROWS = (
   ("4b", "checkpoints.loading"),
   ("4b", "batches"),
   ("4b", "data"),
-  ("4b", "run_config", "members"),
+  ("4b", "run_config", "members", "distillation"),
   ("4b", "task_setup"),
   ("5a", "plots", "progress", "scoring", "generation", "steering", "ensembles", "examples",
    "native_logs", "info", "task_listing", "trained_model", "convert"),
@@ -53,13 +55,31 @@ ROWS = (
   ("5a", "control"),
   ("5a", "infer", "mixed_eval"),
   ("5a", "eval_run"),
+  ("5a", "eval_mixture"),
+  ("5a", "labelled_rows", "cells", "prompt_figures", "discrete.templates", "discrete.words",
+   "discrete.search", "discrete.contexts", "discrete"),
+  ("5a", "discrete.design", "discrete.autoprompt_config", "recovery"),
+  ("5a", "discrete.autoprompt"),
+  ("5a", "discrete.commands", "recovery_command"),
   ("5b", "train_config"),
   ("5b", "train_loop"),
   ("5b", "member_run"),
   ("5b", "train"),
   ("5c", "plan", "t5x_bridge"),
+  ("5c", "t5x_bridge.names", "t5x_bridge.command"),
+  ("5c", "t5x_bridge.module"),
+  ("5c", "t5x_bridge.checkpoint", "t5x_bridge.datasets"),
+  ("5c", "t5x_bridge.model", "t5x_bridge.optimizer"),
   ("6", "transfer"),
-  ("6", "inspection", "run_report", "prompts_report", "experiments"),
+  ("6", "prompt_measures", "prompt_reading"),
+  ("6", "inspection", "run_report", "prompts_report", "experiments.grid",
+   "experiments.published"),
+  ("6", "experiments.results"),
+  ("6", "experiments.series", "experiments.runner", "experiments.status"),
+  ("6", "experiments.plots"),
+  ("6", "experiments.sweep"),
+  ("6", "experiments.command"),
+  ("6", "experiments"),
   ("6", "demo"),
   ("7", "main"),
   ("7", "__main__"),
@@ -68,7 +88,7 @@ LAYER_0 = {name for layer, *names in ROWS if layer == "0" for name in names}
 # Layers 0 to 3 and the train step.
 WITHOUT_TENSORFLOW = [name for layer, *names in ROWS if layer in ("0", "1a", "1b", "2", "3")
                       for name in names] + ["optimizers", "train_state", "prompts.soft"]
-TENSORFLOW_FILES = {"data", "evaluate", "checkpoints.mesh_tf"}
+TENSORFLOW_FILES = {"data", "evaluate", "checkpoints.mesh_tf", "t5x_bridge.datasets"}
 
 
 def module_name(path):

@@ -56,6 +56,8 @@ def build_model(*names, bindings=()):
 def test_every_file_parses():
   for path in gin_files.shipped_paths():
     source = config.read(path)
+    if source.label.startswith("t5x/"):
+      continue  # T5X's gin reads those: tests/t5x_bridge/test_t5x_gin_files.py
     assert source.rank < gin_files.USER_RANK, f"{source.label} is in no folder that has a rank"
     assert source.settings or source.includes, f"{source.label} sets nothing"
     for name, _ in source.includes:

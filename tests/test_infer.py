@@ -12,10 +12,10 @@ from small_models import CONFIG, GIN, PROMPT_LENGTH, backbone, model, save_backb
 
 from prompt_tuning import decoding, generation, scoring
 from prompt_tuning.errors import UserError
+from prompt_tuning.generation import Decoding
 from prompt_tuning.infer import InferConfig, infer
 from prompt_tuning.main import main
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.generation import Decoding
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.trees import Split
 

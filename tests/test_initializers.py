@@ -10,6 +10,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.prompts.initializers import (
   ClassLabels,
+  FromBank,
   FromFile,
   FromRun,
   SampledVocabulary,
@@ -97,6 +98,19 @@ def test_from_file_and_from_run(tmp_path):
   (tmp_path / "summary.json").write_text(json.dumps({"task": "docstring_match"}))
   np.testing.assert_array_equal(FromRun(str(tmp_path))(KEY, 4, sources()), TABLE[:4])
   np.testing.assert_array_equal(read_prompt(path, None, 6), TABLE[:4])
+
+
+def test_from_bank_is_the_shared_prompt_times_the_mean_of_the_tasks_matrices(tmp_path):
+  random = np.random.default_rng(0)
+  shared, columns, rows = (random.normal(size=shape).astype(np.float32)
+                           for shape in ((4, 6), (3, 4, 1), (3, 1, 6)))
+  save(tmp_path, shared * (columns @ rows))
+  wanted = shared * (columns @ rows).mean(axis=0)
+  for path in (tmp_path, tmp_path / "prompt.npy"):
+    np.testing.assert_allclose(FromBank(str(path))(KEY, 4, sources()), wanted, rtol=1e-5)
+  np.save(tmp_path / "one.npy", shared)
+  error = error_of(FromBank(str(tmp_path / "one.npy")), KEY, 4, sources())
+  assert error.what == "The prompt file is not a bank" and "from_file" in error.fix
 
 
 def test_a_bank_starts_each_prompt_from_its_own_draw():

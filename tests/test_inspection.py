@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_models import GIN, save_backbone, save_prompt
 
-from prompt_tuning.inspection import nearest_words
 from prompt_tuning.main import main
+from prompt_tuning.prompt_measures import nearest_words
 from prompt_tuning.tasks import vocabularies
 
 

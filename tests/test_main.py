@@ -79,8 +79,9 @@ def test_without_a_command(capsys):
   (["trian"], "did you mean 'train'"),
   (["info", "--gin_fil=x"], "did you mean '--gin_file'"),
   (["info", "--jsn"], "did you mean '--json'?"),
-  (["tasks", "--gin.SPLIT=test"], "`prompt-tuning tasks` does not take --gin.SPLIT"),
-  (["inspect"], "PROMPT.npy"),
+  (["tasks", "--gin.TASKLESS=True"], "settings vary one task"),
+  (["tasks", "docstring_match", "--gin.TASKLES=True"], "did you mean 'TASKLESS'"),
+  (["inspect"], "PROMPT"),
   (["tasks", "docstring_libary"], "did you mean 'docstring_library'"),
   (["tasks", "docstring_library", "--vocabulary=huge"], "no vocabulary 'huge'"),
   (["info", "--gin_file=models/tiny.gin", "--gin.FROZN_DTYPE='bfloat16'"],
@@ -132,6 +133,10 @@ def test_tasks(capsys, monkeypatch):
   assert "train 1 inputs: abcdefgh\ntrain 1 targets: yes\n" in out and "train 2" not in out
   # 8 bytes and the end of the sequence, in multiples of 8.
   assert "TASK_FEATURE_LENGTHS=\"{'inputs': 16, 'targets': 8}\"" in out
+  assert main(["tasks", "cli_toy", "--gin.TASK_LABELS={'yes': 'right'}",
+               "--gin.TASK_SPLITS={'validation': 'train[:1]'}"]) == 0
+  out = capsys.readouterr().out
+  assert "train 1 targets: right\n" in out and "labels: right, no\n" in out and "validation" in out
   assert main(["tasks", "cli_mixture"]) == 0
   assert "cli_toy  rate 2" in capsys.readouterr().out
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from prompt_tuning import hosts
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 
@@ -146,7 +147,7 @@ class MemoryReader:
     leaf, shape = self._flat[name], self.leaves[name].shape
     # A slice of a device array is a copy on the device.
     is_whole = all(span == (0, n) for span, n in zip(bounds(index, shape), shape, strict=True))
-    return np.asarray(leaf if is_whole else leaf[index])
+    return np.asarray(hosts.fetch(leaf if is_whole else leaf[index]))
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -29,8 +29,13 @@ def write(path: pathlib.Path, leaves: Mapping[str, np.ndarray],
     leaves: path -> float32 array.
     metadata: JSON values.
   """
+  write_bytes(path, encode(leaves, metadata))
+
+
+def encode(leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> bytes:
+  """The bytes of the file that `write` writes."""
   tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in leaves.items()}
-  write_bytes(path, save(tensors, metadata={_KEY: json.dumps(dict(metadata), sort_keys=True)}))
+  return save(tensors, metadata={_KEY: json.dumps(dict(metadata), sort_keys=True)})
 
 
 def is_one(path: str) -> bool:

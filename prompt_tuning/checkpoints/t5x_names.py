@@ -24,6 +24,8 @@ from prompt_tuning.interfaces import T5Config
 
 THREADS = 4
 STACKS = ("encoder", "decoder")
+# Where the paper's code and ours have a prompt in T5X's tree; it is no part of the backbone.
+PROMPT = "encoder/prompt/prompt/"
 _BIAS = "relpos_bias/rel_embedding"
 
 
@@ -36,7 +38,8 @@ class Array(Protocol):
 
 
 class T5XReader:
-  """The arrays below T5X's `target/`, under our names; the rest of its train state is ignored.
+  """The arrays below T5X's `target/`, under our names; prompts in it, and the rest of its train
+  state, are ignored.
 
   `leaves` are stacked where the checkpoint is scanned.
 
@@ -60,12 +63,14 @@ class T5XReader:
                     fix="give the folder of one step, e.g. .../checkpoint_1100000")
     self.format, self.path = form, path
     self.state, self.metadata = dict(state), dict(metadata)
-    self.ignored = {name: array.leaf for name, array in state.items()}
-    self._arrays = dict(arrays)
+    prompt = {name for name in arrays if name.startswith(PROMPT)}
+    self.ignored = {name: array.leaf for name, array in state.items()} | {
+      f"target/{name}": arrays[name].leaf for name in prompt}
+    self._arrays = {name: array for name, array in arrays.items() if name not in prompt}
     # Our name -> T5X's, and the axis of its layers (None: none, or not stacked).
     self._sources: dict[str, tuple[str, int | None]] = {}
     self.leaves: dict[str, Leaf] = {}
-    for name in sorted(arrays):
+    for name in sorted(self._arrays):
       self._add(name, arrays[name].leaf)
     self.config = infer(self.leaves)
 

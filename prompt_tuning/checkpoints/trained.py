@@ -1,7 +1,7 @@
 """Checkpoints of a run: trained leaves, optimizer state, step, and the loop's own counters.
 
 Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole or
-not at all. The frozen backbone is not in them. `last` is saved before `best`, so what comes after
+not at all; of several hosts each writes what only it has. The frozen backbone is not in them. `last` is saved before `best`, so what comes after
 the newest `last` is no part of the run.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from prompt_tuning import hosts
 from prompt_tuning.disk import first_line, report_full
 from prompt_tuning.errors import UserError
 from prompt_tuning.train_state import TrainState
@@ -23,7 +24,8 @@ class TrainedCheckpoints:
 
   def __init__(self, model_dir: pathlib.Path):
     self._folder = (model_dir / "checkpoints").absolute()
-    _clear(self._folder)
+    hosts.on_first(_clear)(self._folder)
+    hosts.barrier("cleared")
     self._managers = {name: self._manager(name) for name in ("last", "best")}
 
   def latest_step(self, *, best: bool = False) -> int | None:

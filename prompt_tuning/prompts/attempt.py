@@ -89,6 +89,11 @@ class AttemptPrompt(VirtualTokens):
     return {**params, "embedding": self.initializer(key, self.length, sources),
             "constant_sources": jnp.stack(read)}
 
+  def check_start(self, key: Array, sources: Sources) -> None:
+    super().check_start(key, sources)
+    for path in self.sources:
+      _read(key, path, self.length, sources)
+
 
 def pool(embedded: Array, tokens: Array) -> Array:
   """`[B, S, D]` -> `[B, D]`: the maximum over real tokens; zeros where a row has none."""

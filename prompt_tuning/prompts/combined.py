@@ -177,6 +177,10 @@ class Combined(PromptMethod):
     return {name: part.initial_params(_key_of(key, name), params.get(name, {}), sources)
             for name, part in self.parts.items()}
 
+  def check_start(self, key: Array, sources: Sources) -> None:
+    for part in self.parts.values():
+      part.check_start(key, sources)
+
   def served(self) -> "Combined":
     return self.clone(parts={name: part.served() for name, part in self.parts.items()})
 

@@ -155,6 +155,28 @@ class FromRun:
     return FromFile(str(folder / "prompt.npy"))(key, length, sources)
 
 
+@dataclasses.dataclass(frozen=True)
+class FromBank:
+  """The mean of a saved bank `[N, P, D]`.
+
+  Of a multitask prompt's bank that is the shared prompt times the mean of the tasks' matrices,
+  with which Wang et al. 2023 (arXiv 2303.02861, section 3.3) start on a new task.
+  """
+
+  path: str
+
+  def __call__(self, key: Array, length: int, sources: Sources) -> Array:
+    folder = pathlib.Path(self.path)
+    found = prompt_files.read(str(folder / "prompt.npy" if folder.is_dir() else folder),
+                              setting="PROMPT_BANK")
+    if found.values.ndim != 3:
+      raise UserError("The prompt file is not a bank", found=f"{found.path}: {found.values.shape}",
+                      wanted="[N, P, D], the prompts of several tasks",
+                      fix="start from one prompt with inits/from_file.gin")
+    table = check_prompt(found, length, sources.embedding.shape[1], len(found.values))
+    return jnp.asarray(table.mean(axis=0))
+
+
 def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1) -> np.ndarray:
   """Reads `[P, D]`, or `[N, P, D]` of a bank, and checks it: float32, in any format of
   `checkpoints/prompt_files.py`.

@@ -14,7 +14,7 @@ from jax import Array
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
-from prompt_tuning.prompts.initializers import Sources
+from prompt_tuning.prompts.initializers import FromBank, FromFile, FromRun, Sources
 
 
 class PromptMethod(nn.Module):
@@ -74,6 +74,20 @@ class PromptMethod(nn.Module):
       sources: what may be read of the backbone.
     """
     return params
+
+  def check_start(self, key: Array, sources: Sources) -> None:
+    """Reads the files that it starts from, before any weight is loaded.
+
+    Args:
+      sources: with the shape of the embedding table in place of it.
+
+    Raises:
+      UserError: one of them is missing or does not fit.
+    """
+    method: Any = self
+    start = getattr(method, "initializer", None)
+    if isinstance(start, FromFile | FromRun | FromBank):
+      start(key, method.length, sources)
 
   def served(self) -> "PromptMethod":
     """The module that serves what this one trains, with the same values."""

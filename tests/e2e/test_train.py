@@ -85,8 +85,9 @@ def test_one_compilation_a_function(whole):
 
 def test_four_devices_agree_with_one(folder, whole, monkeypatch):
   assert jax.device_count() == 4
-  monkeypatch.setattr(partitioning, "make_mesh", lambda: jax.sharding.Mesh(
-    np.asarray(jax.devices()[:1]), ("data",)))
+  make = partitioning.Partitioner.make
+  monkeypatch.setattr(partitioning.Partitioner, "make",
+                      lambda layout: make(layout, jax.devices()[:1]))
   outcome = folder.train("one_device")
   embedding = whole[0].params["prompt"]["embedding"]
   np.testing.assert_allclose(outcome.params["prompt"]["embedding"], embedding, atol=1e-4)

@@ -50,7 +50,8 @@ def test_a_text_to_text_task():
   task = registry.build(row("registry_plain"))
   tokenizer = vocabularies.load_light("tiny")
   first, second = read(task, "test")
-  assert set(first) == {"inputs", "targets", "inputs_pretokenized", "targets_pretokenized"}
+  assert set(first) == {"inputs", "targets", "inputs_pretokenized", "targets_pretokenized",
+                        "extras"}
   assert first["inputs_pretokenized"] == b"test: compute the mean of it"
   assert first["inputs"].tolist() == [*tokenizer.encode("test: compute the mean of it"), 1]
   assert second["targets"].tolist() == [*tokenizer.encode("no"), 1]
@@ -150,7 +151,8 @@ def test_table(own_table):
   listed = {line["name"]: line for line in tasks.describe()}
   assert listed["registry_listed"] == {
     "name": "registry_listed", "kind": "classification", "splits": ("train", "test"),
-    "labels": ("yes", "no"), "metrics": ("accuracy", "macro_f1"), "description": "mine"}
+    "labels": ("yes", "no"), "metrics": ("accuracy", "macro_f1"), "description": "mine",
+    "sizes": {}, "source": ""}
   assert listed["registry_mixed"]["kind"] == "mixture"
   assert listed["docstring_span_corruption"]["kind"] == "denoising"
   assert listed["docstring_summary"]["kind"] == "text to text"

@@ -1,0 +1,168 @@
+"""Runs one cell of a grid in this process, as `prompt-tuning train` and `prompt-tuning eval` would.
+
+  train   trains or resumes, then evaluates the best step on the test split
+  eval    evaluates the plain model on the test split
+
+Of a run of several prompts every prompt is evaluated, and their ensembles.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from prompt_tuning import config, trained_model, trees
+from prompt_tuning.checkpoints import method_files
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.eval_run import EvalConfig, Report, evaluate_run
+from prompt_tuning.evaluate import Evaluator
+from prompt_tuning.experiments import results
+from prompt_tuning.experiments.grid import Cell, Grid, files_and_bindings, folder_of
+from prompt_tuning.prompted import abstract_params
+from prompt_tuning.run_config import ModelConfig
+from prompt_tuning.run_dir import RunDir, environment
+from prompt_tuning.train import TrainConfig, train
+from prompt_tuning.trees import Split
+
+Row = dict[str, Any]
+
+
+def build(grid: Grid, cell: Cell) -> TrainConfig | EvalConfig:
+  """The cell's configuration, checked as far as that goes without data and weights.
+
+  Raises:
+    UserError: as the command itself.
+  """
+  files, flags = files_and_bindings(cell.flags)
+  bindings, _ = config.split_gin_flags(flags)
+  folder = str(folder_of(grid, cell))
+  if cell.command == "train":
+    config.load(["commands/train.gin", *files], [*bindings, f"MODEL_DIR = {folder!r}"])
+    return config.build(TrainConfig)
+  config.load(["commands/eval.gin", *files],
+              [*bindings, f"SPLIT = {grid.test_split!r}", f"OUTPUT_DIR = {folder!r}"])
+  return config.build(EvalConfig)
+
+
+def run(grid: Grid, cell: Cell) -> dict[str, Any] | None:
+  """The record of a cell; None: the run was told to stop, and can be resumed.
+
+  Raises:
+    UserError: as the command itself.
+  """
+  began, cpu_began = time.monotonic(), time.process_time()
+  settings = build(grid, cell)
+  # Compiled programs of one run are of no use to the next.
+  jax.clear_caches()
+  if isinstance(settings, EvalConfig):
+    found = _evaluated(grid, cell, settings)
+  else:
+    trained = _trained(grid, cell, settings, config.operative())
+    if trained is None:
+      return None
+    found = trained
+  about = environment(settings.seed)
+  return {"status": results.DONE, "seconds": round(time.monotonic() - began, 1),
+          "cpu_seconds": round(time.process_time() - cpu_began, 1), "device": about["device"],
+          "versions": "; ".join(f"{name} {version}" for name, version in about["versions"].items()),
+          "commit": results.commit(), "backbone_parameters": _backbone(settings.model), **found}
+
+
+def _evaluated(grid: Grid, cell: Cell, settings: EvalConfig) -> dict[str, Any]:
+  rows: list[Row] = []
+  curve: list[Row] = []
+  for task in (None, *grid.also_on):
+    one = settings if task is None else dataclasses.replace(
+      settings, task=dataclasses.replace(settings.task, name=task, source=None))
+    report = evaluate_run(one)
+    rows.append({"evaluated_on": task, **_numbers(grid, cell, task, report)})
+    curve += [{"step": 0, "split": "/".join(filter(None, (task, one.eval_settings.split))),
+               "metric": name, "value": value} for name, value in report.result.metrics.items()]
+  return {"trained_parameters": 0, "steps": 0, "rows": rows, "curve": curve}
+
+
+def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
+             operative: str) -> dict[str, Any] | None:
+  outcome = train(settings, operative)
+  if outcome.interrupted:
+    return None
+  summary = outcome.summary
+  several = settings.members is not None
+  table = summary["table"] if several else [{**summary["best"], "best_step": summary["best_step"]}]
+  metric = _metric(grid, cell, None, table[0])
+  # The task's own seed column is the choice's name.
+  rows: list[Row] = [{"validation": row[metric], "metric": metric, "best_step": row["best_step"],
+                      **({"seed": row["seed"]} if several else {})} for row in table]
+  if grid.test_split is not None:
+    for task in (None, *grid.also_on):
+      tested = _tests(grid, cell, task, settings, rows[:len(table)])
+      if task is None:
+        rows = [row | more for row, more in zip(rows, tested, strict=False)] + tested[len(rows):]
+      else:
+        rows += tested
+  curve = [point for point in RunDir(settings.model_dir).metrics()
+           if not point["split"].startswith("train") or (
+             point["split"] == "train" and point["metric"] == "loss")]
+  count: int = summary["trained"]["parameters"]
+  return {"trained_parameters": count // (len(table) if several else 1),
+          "steps": summary["steps"], "rows": rows, "curve": curve}
+
+
+def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
+           trained: Sequence[Row]) -> list[Row]:
+  """A row a trained prompt (or model), and one an ensemble, on the test rows of a task."""
+  folder = pathlib.Path(settings.model_dir)
+  files, flags = files_and_bindings(grid.eval_flags)
+  bindings, _ = config.split_gin_flags(flags)
+  several = settings.members is not None
+  other = [] if task is None else [f"MIXTURE_OR_TASK_NAME = {task!r}", "TASK_SOURCE = None"]
+  config.load(["commands/eval.gin", str((folder / "config.gin").absolute()), *files],
+              [*bindings, *other, f"SPLIT = {grid.test_split!r}",
+               f"MODEL_DIR = {None if several else str(folder)!r}"])
+  test = config.build(EvalConfig)
+  if not several:
+    return [{"evaluated_on": task, **_numbers(grid, cell, task, evaluate_run(test))}]
+  paths = [_prompt_file(folder / "members" / str(i)) for i in range(len(trained))]
+  model = trained_model.find(test.model, None, paths[0])
+  evaluator = Evaluator(model.config, test.task, test.eval_settings, model.prompt_ids)
+  params = model.load(test.seed)
+  results_of = []
+  for path in paths:
+    params["prompt"] = model.config.load_prompt(path)
+    results_of.append(evaluator({}, params, Split({})))
+  majority = evaluator.majority() if evaluator.method == "rank" else None
+  rows = [{"seed": row["seed"], "evaluated_on": task,
+           **_numbers(grid, cell, task, Report(result, majority, [], 0))}
+          for row, result in zip(trained, results_of, strict=True)]
+  metric = rows[0]["metric"]
+  return rows + [{**rows[0], "seed": None, "ensemble": name, "test": metrics[metric]}
+                 for name, metrics in evaluator.ensembles(results_of).items() if metric in metrics]
+
+
+def _numbers(grid: Grid, cell: Cell, task: str | None, report: Report) -> Row:
+  metrics = report.result.metrics
+  metric = _metric(grid, cell, task, metrics)
+  return {"metric": metric, "test": metrics[metric],
+          "majority": (report.majority or {}).get(metric)}
+
+
+def _metric(grid: Grid, cell: Cell, task: str | None, metrics: Mapping[str, Any]) -> str:
+  name = grid.metrics.get(task or cell.choices.get("task", ""),
+                          "accuracy" if "accuracy" in metrics else "loss")
+  if name not in metrics:
+    raise UserError(f"METRICS asks {cell.name} for a metric that it has not", found=name,
+                    wanted="one of " + ", ".join(metrics), fix=nearest(name, metrics))
+  return name
+
+
+def _prompt_file(folder: pathlib.Path) -> str:
+  table = folder / "prompt.npy"
+  return str(table if table.is_file() else folder / method_files.NAME)
+
+
+def _backbone(model: ModelConfig) -> int:
+  plain = dataclasses.replace(model, prompt=None, template=None)
+  return trees.count(abstract_params(plain.module())["backbone"])

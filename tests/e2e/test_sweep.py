@@ -1,0 +1,87 @@
+"""The smallest shipped grid, run as a user runs it: rows, figures, and that nothing runs twice."""
+
+import csv
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from prompt_tuning.experiments import results, runner
+from prompt_tuning.main import main
+
+pytestmark = pytest.mark.e2e
+GRID = ["sweep", "--gin_file=papers/small/smallest.gin"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  place = tmp_path_factory.mktemp("sweep") / "smallest"
+  assert main([*GRID, f"--gin.SWEEP_DIR={place}"]) == 0
+  return place
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+  with (folder / "results.csv").open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_a_row_a_prompt_and_one_an_ensemble(rows):
+  assert [(r["size"], r["method"], r["seed"], r["ensemble"]) for r in rows] == [
+    ("d8", "frozen", "0", ""), ("d16", "frozen", "0", ""), *(
+      (size, "prompt", seed, ensemble) for size in ("d8", "d16") for seed, ensemble in (
+        ("0", ""), ("1", ""), ("", "majority_vote"), ("", "mean_probability")))]
+  assert {r["status"] for r in rows} == {"done"} and {r["metric"] for r in rows} == {"accuracy"}
+  # 4 rows of 8 and of 16.
+  assert [int(r["trained_parameters"]) for r in rows] == [0, 0, *[32] * 4, *[64] * 4]
+  assert all("jax " in r["versions"] and float(r["seconds"]) > 0 for r in rows)
+
+
+def test_numbers_are_those_of_the_runs(folder, rows):
+  frozen = rows[0]
+  report = json.loads((folder / frozen["run"] / "eval_docstring_library_test.json").read_text())
+  assert float(frozen["test"]) == report["metrics"]["accuracy"]
+  prompts = [r for r in rows if r["run"] == "d8-docstring_library-prompt-0to1"]
+  with (folder / prompts[0]["run"] / "members.csv").open() as file:
+    members = list(csv.DictReader(file))
+  for row, member in zip(prompts[:2], members, strict=True):
+    assert float(row["validation"]) == float(member["accuracy"])
+    assert (row["seed"], row["best_step"]) == (member["seed"], member["best_step"])
+
+
+def test_a_member_is_tested_with_its_own_prompt(folder, rows, tmp_path):
+  run = folder / "d8-docstring_library-prompt-0to1"
+  flags = next(r["command"] for r in rows if r["run"] == run.name)
+  names = ("models/", "T5Config", "TASK", "CHECKPOINT", "TRUNCATED")
+  kept = [flag for flag in shlex.split(flags)[2:] if any(name in flag for name in names)]
+  assert main(["eval", *kept, "--gin_file=prompts/soft.gin", "--gin.SPLIT=test",
+               "--gin.MAX_EXAMPLES=16", "--gin.BATCH_SIZE=16", f"--gin.OUTPUT_DIR={tmp_path}",
+               f"--gin.PROMPT_FILE={run / 'members/1/prompt.npy'}"]) == 0
+  report = json.loads((tmp_path / "eval_docstring_library_test.json").read_text())
+  row = next(r for r in rows if r["run"] == run.name and r["seed"] == "1")
+  assert report["metrics"]["accuracy"] == float(row["test"])
+  assert not np.array_equal(np.load(run / "members/0/prompt.npy"),
+                            np.load(run / "members/1/prompt.npy"))
+
+
+def test_finished_runs_are_not_repeated_and_a_lost_record_is(folder, rows, monkeypatch):
+  lost = folder / "records" / "d8-docstring_library-prompt-0to1.json"
+  old = json.loads(lost.read_text())
+  lost.unlink()
+  names = []
+  run = runner.run
+  monkeypatch.setattr(runner, "run", lambda grid, cell: names.append(cell.name) or run(grid, cell))
+  assert main([*GRID, f"--gin.SWEEP_DIR={folder}"]) == 0
+  # The run itself is complete: its numbers are read again, no step is taken.
+  assert names == [lost.stem]
+  assert json.loads(lost.read_text())["rows"] == old["rows"]
+
+
+def test_figures_and_curves(folder):
+  assert {path.name for path in (folder / "figures").iterdir()} == {
+    "score_by_size.png", "ensembles.png", "trained_parameters.png", "training_curves.png"} - (
+      {"trained_parameters.png"})  # One method alone trains.
+  curves = results.read_table(folder / "curves.csv")
+  assert {(p["step"], p["split"]) for p in curves if p["metric"] == "accuracy"} >= {
+    (0.0, "validation/0"), (2.0, "validation/1"), (0.0, "test")}
