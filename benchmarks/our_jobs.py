@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import Shapes
-from prompt_tuning import scoring
+from prompt_tuning import generation
 from prompt_tuning.host_memory import return_unused_memory
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.optimizers import Adafactor
@@ -106,7 +106,7 @@ def _decode(shapes: Shapes) -> tuple[dict, Run]:
   length = shapes.decode_tokens
 
   def generate(params, inputs):
-    return scoring.generate(model, params, inputs, max_length=length)
+    return generation.generate(model, params, inputs, max_length=length)
 
   def prefill(params, inputs):
     return model.apply({"params": params}, inputs, length, method="start_decoding")

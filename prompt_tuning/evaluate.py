@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import seqio
 
-from prompt_tuning import hosts, scoring
+from prompt_tuning import ensembles, generation, hosts, scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
@@ -142,11 +142,8 @@ class Evaluator:
     """
     if self.method != "rank":
       return {}
-    probs = np.exp(np.stack([result.log_probs for result in results]).astype(np.float64))
-    mean = probs.mean(axis=0)  # [rows, C]
-    votes = np.eye(probs.shape[-1])[probs.argmax(axis=-1)].sum(axis=0)
-    # A mean is at most 1: half of it decides between equal counts, and nothing else.
-    chosen = {"majority_vote": votes + mean / 2, "mean_probability": mean}
+    chosen = ensembles.label_values(np.stack([result.log_probs for result in results]))
+    mean = chosen["mean_probability"]
     targets, labels = _targets(self._rows()), self._spec.labels
     known = [labels.index(target.text) for target in targets]
     found = {}
@@ -252,7 +249,10 @@ class Evaluator:
                    self._placed(batch["encoder_input_tokens"]), self._labels,
                    self._placed(batch.get("prompt_ids")))
       scores.append(found[batch["row_mask"]])
-    scores = np.concatenate(scores)
+    return self.ranked(np.concatenate(scores))
+
+  def ranked(self, scores: np.ndarray) -> Result:
+    """The result of `[rows, C]` label scores."""
     rows = self._rows()
     labels = self._spec.labels
     targets = _targets(rows)
@@ -271,18 +271,26 @@ class Evaluator:
   def _decode(self, call) -> Result:
     predictions, losses = [], []
     for batch in self._batches():
-      tokens = call(self._model, scoring.generate, self._placed(batch["encoder_input_tokens"]),
+      tokens = call(self._model, generation.generate, self._placed(batch["encoder_input_tokens"]),
                     None, self._placed(batch.get("prompt_ids")),
                     max_length=self._lengths["targets"])
       kept = tokens[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
       losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
+    result = self.generated(predictions)
+    result.metrics["loss"] = _mean_loss(losses)
+    return result
+
+  def generated(self, predictions: Sequence[str]) -> Result:
+    """The result of generated texts, a row each; without the loss."""
     rows = self._rows()
     targets = _targets(rows)
-    metrics = self._metrics(targets, predictions)
-    metrics["loss"] = _mean_loss(losses)
-    return Result(metrics, [row["inputs_text"] for row in rows],
-                  [target.text for target in targets], predictions)
+    return Result(self._metrics(targets, predictions), [row["inputs_text"] for row in rows],
+                  [target.text for target in targets], list(predictions))
+
+  def requests(self) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The rows' input ids, untrimmed, and the labels' ids `[C, U]` where rows are ranked."""
+    return [row["inputs"] for row in self._rows()], self._labels
 
   def _loss(self, call) -> Result:
     own, gaps, examples = [], [], 0

@@ -13,8 +13,9 @@ from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
 
-RANKS = ("commands", "models", "prompts", "inits", "runs", "papers", "user files", "overrides")
-USER_RANK, OVERRIDE_RANK = 6, 7
+RANKS = ("commands", "models", "prompts", "inits", "controls", "runs", "papers", "user files",
+         "overrides")
+USER_RANK, OVERRIDE_RANK = len(RANKS) - 2, len(RANKS) - 1
 
 
 @dataclasses.dataclass(frozen=True)

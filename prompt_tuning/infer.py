@@ -1,14 +1,14 @@
 """Predictions for the lines of a file, for standard input, or for a split of a task.
 
-A line is an input as the task would have formatted it. Every batch has the shape
-`[B, P + T]`, the last one is filled up, so the model compiles once. Output is in the input's order,
-a line each: the text, or with `output_format = "json"` an object with input, prediction and, where
-there are any, target and label scores.
+A line is an input as the task would have formatted it; with prompts of several tasks it says its
+task first, and a tab. Every batch of a kind has one shape, the last one is filled up, so the model
+compiles once. Output is in the input's order, a line each: the text, or with
+`output_format = "json"` an object with input, prediction and, where there are any, task, target,
+label scores, and the answers of each prompt of an ensemble.
 """
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -16,23 +16,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
-from prompt_tuning import scoring, trained_model
-from prompt_tuning.converter import check_feature_lengths, trim
+from prompt_tuning import ensembles, examples, prompt_bank, steering, trained_model
+from prompt_tuning.control import ANTI_EXPERT, EXPERT, Control
+from prompt_tuning.converter import check_feature_lengths
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import STANDARD, Examples
+from prompt_tuning.generation import Decoding
 from prompt_tuning.partitioning import Partitioner
-from prompt_tuning.placement import Placement
+from prompt_tuning.prompt_bank import NO_PROMPT, Bank
 from prompt_tuning.run_config import ModelConfig, TaskConfig
-from prompt_tuning.scoring import Decoding
-from prompt_tuning.tasks import vocabularies
-from prompt_tuning.train_state import purpose_key
-from prompt_tuning.trees import Split
+from prompt_tuning.serving import Row, Server
 
-STANDARD = "-"
 FORMATS = ("text", "json")
-_NOTHING = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,9 +43,14 @@ class InferConfig:
     input_file: INPUT_FILE, utf-8, an input a line; `-` is standard input.
     output_file: OUTPUT_FILE; `-` is standard output.
     output_format: OUTPUT_FORMAT, `text` or `json`.
-    labels: LABELS to choose among by likelihood; None: generate text.
+    labels: LABELS to choose among by likelihood; None: generate text. Of several tasks, those of
+      each by its name; tasks that are not named generate.
     decoding: how text is generated.
+    control: what steers it, or None.
     model_dir, prompt_file: MODEL_DIR of a run, PROMPT_FILE; what was trained.
+    prompts: (task, source) pairs instead of them (`prompt_bank.py`): tasks that are answered
+      together, ensembles where one stands several times.
+    ensemble: ENSEMBLE, how an ensemble answers (`ensembles.py`).
     batch_size: BATCH_SIZE.
     max_examples: MAX_EXAMPLES, the first rows; None: all.
     seed: RANDOM_SEED, of sampling.
@@ -60,10 +62,13 @@ class InferConfig:
   input_file: str | None = None
   output_file: str = STANDARD
   output_format: str = "text"
-  labels: tuple[str, ...] | None = None
+  labels: tuple[str, ...] | Mapping[str, Sequence[str]] | None = None
   decoding: Decoding = Decoding()
+  control: Control | None = None
   model_dir: str | None = None
   prompt_file: str | None = None
+  prompts: tuple[tuple[str, str], ...] = ()
+  ensemble: str = "mean_probability"
   batch_size: int = 64
   max_examples: int | None = None
   seed: int = 0
@@ -82,27 +87,36 @@ class InferConfig:
       raise UserError("There is nothing to predict for", found="neither a file nor a task",
                       wanted="INPUT_FILE or MIXTURE_OR_TASK_NAME",
                       fix="give --gin.INPUT_FILE=lines.txt, or - for standard input")
-    if self.labels is not None:
-      labels = self.labels
-      if isinstance(labels, str) or not all(isinstance(x, str) and x for x in labels) or (
-          len(set(labels)) < max(2, len(labels))):
-        raise UserError("LABELS do not name classes", found=repr(labels),
-                        wanted="a list of two or more different texts",
-                        fix="--gin.LABELS=\"['yes', 'no']\"")
-      object.__setattr__(self, "labels", tuple(labels))
+    if self.ensemble not in ensembles.HOW:
+      raise UserError("ENSEMBLE is unknown", found=repr(self.ensemble),
+                      wanted="one of " + ", ".join(ensembles.HOW),
+                      fix=nearest(str(self.ensemble), ensembles.HOW))
+    if self.prompts and (self.model_dir or self.prompt_file):
+      raise UserError("There are two kinds of prompts",
+                      found="--prompt, and MODEL_DIR or PROMPT_FILE", wanted="one of them",
+                      fix=f"--prompt NAME={self.model_dir or self.prompt_file}")
+    names = {name for name, _ in self.prompts}
+    if len(names) > 1 and self.input_file is None:
+      raise UserError("Several tasks have no lines to answer", found="no INPUT_FILE",
+                      wanted="lines of TASK, a tab, and an input", fix="give --gin.INPUT_FILE; "
+                      "`prompt-tuning eval` takes the rows of the tasks themselves")
+    if isinstance(self.labels, Mapping):
+      for name, labels in self.labels.items():
+        if name not in names:
+          raise UserError("LABELS name a task that has no prompt", found=name,
+                          wanted="one of " + ", ".join(sorted(names)), fix=nearest(name, names))
+        _check_labels(labels)
+    elif self.labels is not None:
+      _check_labels(self.labels)
+      object.__setattr__(self, "labels", tuple(self.labels))
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """Attributes:
-    texts: the inputs.
-    ids: of each, untrimmed, with the end of sequence.
-    targets: where they are known, else None.
-  """
-
-  texts: list[str]
-  ids: list[np.ndarray]
-  targets: list[str] | None
+def _check_labels(labels: Any) -> None:
+  if isinstance(labels, str) or not all(isinstance(x, str) and x for x in labels) or (
+      len(set(labels)) < max(2, len(labels))):
+    raise UserError("LABELS do not name classes", found=repr(labels),
+                    wanted="a list of two or more different texts",
+                    fix="--gin.LABELS=\"['yes', 'no']\"")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,136 +139,136 @@ def infer(config: InferConfig) -> Counts:
   lengths = check_feature_lengths(config.task.feature_lengths)
   partitioner = Partitioner.make(config.model.layout)
   partitioner.layout.check(config.model.backbone)
-  trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
-  prompt_id = trained.prompt_id(config.task.name)
-  tokenizer = trained.config.tokenizer()
-  labels = None if config.labels is None else label_ids(config.labels, tokenizer)
-  read = _from_task if config.input_file is None else _from_lines
-  examples = read(config, tokenizer)
-  long_inputs = _check_lengths(examples, lengths["inputs"], config)
+  bank = _bank(config)
+  tokenizer = config.model.tokenizer()
+  limits = config.decoding.limits(tokenizer, lengths["targets"])
+  found = _examples(config, bank, tokenizer)
+  long_inputs = examples.check_lengths(found, lengths["inputs"], config.task.max_truncated_inputs)
   _check_output(config.output_file)
-  params = trained.load(config.seed, partitioner)
-  model, placement = trained.config.module(), trained.config.placement()
+  answers = _Answers(config, bank, found, tokenizer)
+  server = Server(bank=bank, params=bank.load(config.seed, partitioner), lengths=lengths,
+                  batch_size=config.batch_size, decoding=config.decoding, limits=limits,
+                  steering=answers.steering, seed=config.seed, partitioner=partitioner)
   with _output(config.output_file) as output:
-    for first, rows in _predict(config, model, params, examples, lengths, labels, tokenizer,
-                                placement, prompt_id, partitioner):
-      for i, row in enumerate(rows, start=first):
-        output.write(_line(config, examples, i, row) + "\n")
+    for i, row in enumerate(answers(server)):
+      output.write(_line(config, found, i, row) + "\n")
       output.flush()
-  return Counts(len(examples.ids), long_inputs)
+  return Counts(len(found.ids), long_inputs)
 
 
-def read_lines(path: str) -> list[str]:
-  """The lines of a utf-8 file, or of standard input (`-`).
-
-  Raises:
-    UserError: no such file, no line, or bytes that are not utf-8 (with their line).
-  """
-  name = "standard input" if path == STANDARD else path
-  try:
-    content = sys.stdin.buffer.read() if path == STANDARD else pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError("INPUT_FILE cannot be read", found=f"{path}: {error.strerror}",
-                    wanted="a text file, an input a line",
-                    fix="correct --gin.INPUT_FILE") from error
-  if not content.strip():
-    raise UserError("INPUT_FILE is empty", found=f"{len(content)} bytes in {name}",
-                    wanted="an input a line", fix="write at least one line to it")
-  lines = []
-  for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
-    try:
-      lines.append(line.removesuffix(b"\r").decode("utf-8"))
-    except UnicodeDecodeError as error:
-      raise UserError("INPUT_FILE is not utf-8 text",
-                      found=f"{name} line {number}: byte {line[error.start]:#04x} at column "
-                      f"{error.start + 1}", wanted="utf-8",
-                      fix="save it as utf-8, e.g. with iconv -t utf-8") from error
-  return lines
-
-
-def label_ids(labels: Sequence[str], tokenizer: vocabularies.Tokenizer) -> np.ndarray:
-  """`[C, U]` int32: the labels' ids with the end of sequence, padded."""
-  rows = [[*tokenizer.encode(label), tokenizer.eos_id] for label in labels]
-  ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
-  for i, row in enumerate(rows):
-    ids[i, :len(row)] = row
-  return ids
+def _bank(config: InferConfig) -> Bank:
+  """The prompts, checked, with those of a control."""
+  extra = []
+  if config.control is not None:
+    config.control.check(config.decoding, config.model.backbone.emb_dim)
+    extra = config.control.prompts()
+    if config.labels is not None:
+      raise UserError("A control steers what is generated", found="LABELS", wanted="no LABELS",
+                      fix="leave one of the two out")
+  if config.prompts or extra:
+    given = config.prompts or ((config.task.name or "", config.prompt_file or config.model_dir
+                                or NO_PROMPT),)
+    bank = prompt_bank.read_bank(config.model, (*given, *extra))
+    used = {places[0][0] for places in bank.tasks.values()}
+    several = any(len(places) > 1 for places in bank.tasks.values())
+    if config.control is not None and several:
+      raise UserError("A control steers one prompt, not an ensemble",
+                      found=f"{len(config.prompts)} prompts", wanted="a prompt for each task",
+                      fix="leave the control or the further prompts out")
+    if extra and len(used) > 1:
+      raise UserError("The prompts of a control do not share a batch",
+                      found=", ".join(source for _, source in (*given, *extra)),
+                      wanted="prompts that are tables of vectors",
+                      fix="train the expert and the anti-expert with prompts/soft.gin")
+    return bank
+  trained = trained_model.find(config.model, config.model_dir, config.prompt_file)
+  return prompt_bank.of_trained(trained, config.task.name)
 
 
-def _from_lines(config: InferConfig, tokenizer: vocabularies.Tokenizer) -> Examples:
-  texts = read_lines(config.input_file)[:config.max_examples]
-  ids = [np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32) for text in texts]
-  return Examples(texts, ids, None)
+def _examples(config: InferConfig, bank: Bank, tokenizer: Any) -> Examples:
+  if config.input_file is None:
+    task = config.task
+    if config.prompts and task.name is None:
+      task = dataclasses.replace(task, name=config.prompts[0][0])
+    return examples.of_task(task, config.split, config.model.vocabulary, config.max_examples,
+                            tokenizer)
+  lines = examples.read_lines(config.input_file)[:config.max_examples]
+  names = dict(config.prompts)
+  return examples.of_mixed_lines(lines, names, tokenizer) if len(names) > 1 else (
+    examples.of_lines(lines, tokenizer))
 
 
-def _from_task(config: InferConfig, tokenizer: vocabularies.Tokenizer) -> Examples:
-  # Lines of a file need no TensorFlow, which takes seconds to import.
-  from prompt_tuning.data import cache_task
-  from prompt_tuning.task_setup import set_up
-  setup = set_up(config.task, config.model.vocabulary)
-  if len(setup.parts) > 1:
-    raise UserError("Predictions are of one task at a time", found=f"{config.task.name}, a mixture",
-                    wanted="a task", fix="choose one of: " + ", ".join(setup.parts))
-  (name, task), = setup.parts.items()
-  cache = cache_task(task, config.split, cache_dir=config.task.folder(),
-                     epoch_seed=0 if name in setup.stochastic else None,
-                     fingerprint=setup.fingerprint, use_cached=config.task.use_cached)
-  rows = [cache[i] for i in range(min(len(cache), config.max_examples or len(cache)))]
-  # Denoising tasks, and some of users, keep no texts.
-  texts = {name: [row[f"{name}_text"] or tokenizer.decode(row[name].tolist()) for row in rows]
-           for name in ("inputs", "targets")}
-  return Examples(texts["inputs"], [row["inputs"] for row in rows], texts["targets"])
+class _Answers:
+  """From examples to rows of the model, and from their answers to predictions."""
+
+  def __init__(self, config: InferConfig, bank: Bank, found: Examples, tokenizer: Any):
+    self._config, self._tokenizer = config, tokenizer
+    names = [name for name in bank.tasks if name not in (EXPERT, ANTI_EXPERT)]
+    tasks = found.tasks or names[:1] * len(found.ids)
+    labels = {name: self._labels_of(name) for name in names}
+    ids = {name: examples.label_ids(own, tokenizer) for name, own in labels.items() if own}
+    self.labels = [labels[name] for name in tasks]
+    extra = tuple(place for name in (EXPERT, ANTI_EXPERT) for _, place in bank.tasks.get(name, ()))
+    self.steering = None if config.control is None else config.control.steering()
+    self.rows: list[list[Row]] = []
+    for text, name in zip(found.ids, tasks, strict=True):
+      places = bank.tasks[name]
+      if extra or self._joins(bank, name, ids):
+        self.rows.append([Row(text, places[0][0], (*(row for _, row in places), *extra))])
+      else:
+        self.rows.append([Row(text, group, (row,), ids.get(name)) for group, row in places])
+    joined = {len(rows[0].prompts) for rows in self.rows} - {1}
+    if joined and self.steering is None:
+      self.steering = steering.Mean(max(joined))
+
+  def _labels_of(self, name: str) -> Sequence[str] | None:
+    labels = self._config.labels
+    return labels.get(name) if isinstance(labels, Mapping) else labels
+
+  def _joins(self, bank: Bank, name: str, ids: Mapping[str, np.ndarray]) -> bool:
+    """Whether a task's prompts generate together, a token at a time."""
+    places = bank.tasks[name]
+    if len(places) == 1 or name in ids or self._config.ensemble != "mean_probability":
+      return False
+    sizes = {len(other) for task, other in bank.tasks.items() if task not in ids}
+    if len({group for group, _ in places}) > 1 or sizes != {len(places)}:
+      raise UserError("These prompts cannot generate one text together", found=name,
+                      wanted="prompts that share a batch, as many for every task",
+                      fix="--gin.ENSEMBLE=\"'majority_vote'\", or prompts of one method")
+    return True
+
+  def __call__(self, server: Server) -> Iterator[dict[str, Any]]:
+    """A prediction for each example."""
+    answers = server([row for rows in self.rows for row in rows])
+    for rows, labels in zip(self.rows, self.labels, strict=True):
+      found = [next(answers) for _ in rows]
+      yield self._ranked(found, labels) if labels else self._generated(found)
+
+  def _ranked(self, scores: list[np.ndarray], labels: Sequence[str]) -> dict[str, Any]:
+    if len(scores) == 1:
+      chosen, values = labels[int(scores[0].argmax())], scores[0]
+      return {"prediction": chosen, "scores": dict(zip(labels, map(float, values), strict=True))}
+    own = np.stack(scores)[:, None]
+    log_probs = own - np.logaddexp.reduce(own, axis=-1, keepdims=True)
+    values = ensembles.label_values(log_probs)[self._config.ensemble][0]
+    return {"prediction": labels[int(values.argmax())],
+            "scores": dict(zip(labels, map(float, values), strict=True)),
+            "members": [labels[int(row.argmax())] for row in scores]}
+
+  def _generated(self, made: list[np.ndarray]) -> dict[str, Any]:
+    texts = [self._tokenizer.decode(ids.tolist()) for ids in made]
+    if len(texts) == 1:
+      return {"prediction": texts[0]}
+    return {"prediction": ensembles.most_common(texts), "members": texts}
 
 
-def _check_lengths(examples: Examples, length: int, config: InferConfig) -> int:
-  found = np.array([len(ids) for ids in examples.ids])
-  long = int((found > length).sum())
-  if long > config.task.max_truncated_inputs * len(found):
-    first = int(np.argmax(found > length))
-    raise UserError(f"Too many inputs are longer than {length} tokens",
-                    found=f"{long} of {len(found)} would lose their end, the first is number "
-                    f"{first + 1}; the longest has {found.max()}",
-                    wanted=f"at most {config.task.max_truncated_inputs:.2%} of them "
-                    "(MAX_TRUNCATED_INPUTS)",
-                    fix=f"set TASK_FEATURE_LENGTHS[\"inputs\"] to {-(-int(found.max()) // 8) * 8}, "
-                    "or raise MAX_TRUNCATED_INPUTS")
-  return long
-
-
-def _predict(config: InferConfig, model: Any, params: Any, examples: Examples,
-             lengths: Mapping[str, int], labels: np.ndarray | None,
-             tokenizer: vocabularies.Tokenizer, placement: Placement,
-             prompt_id: int | None, partitioner: Partitioner,
-             ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-  """(number of the first row, predictions) of each batch."""
-  size = partitioner.padded(min(config.batch_size, len(examples.ids)))
-  key = purpose_key(config.seed, "sampling")
-  prompt_ids = None if prompt_id is None else (
-    partitioner.put_batch(np.full(size, prompt_id, np.int32)))
-  call = functools.partial(scoring.call, {}, params, Split({}), model, partitioner=partitioner)
-  for first in range(0, len(examples.ids), size):
-    rows = examples.ids[first:first + size]
-    # Rows without an input fill the last batch up.
-    inputs = [trim(ids, lengths["inputs"]) for ids in rows] + [_NOTHING] * (size - len(rows))
-    tokens = partitioner.put_batch(placement.rows(inputs, lengths["inputs"]))
-    if labels is None:
-      made = call(scoring.generate, tokens, jax.random.fold_in(key, first), prompt_ids,
-                  max_length=lengths["targets"], how=config.decoding)
-      yield first, [{"prediction": tokenizer.decode(ids)}
-                    for ids in np.asarray(made)[:len(rows)].tolist()]
-    else:
-      scores = np.asarray(call(scoring.label_scores, tokens, labels, prompt_ids))[:len(rows)]
-      yield first, [{"prediction": config.labels[int(row.argmax())],
-                     "scores": dict(zip(config.labels, map(float, row), strict=True))}
-                    for row in scores]
-
-
-def _line(config: InferConfig, examples: Examples, i: int, row: dict[str, Any]) -> str:
+def _line(config: InferConfig, found: Examples, i: int, row: dict[str, Any]) -> str:
   if config.output_format == "text":
     # A line a prediction, so a prediction of several lines becomes one.
     return " ".join(row["prediction"].splitlines())
-  target = {} if examples.targets is None else {"target": examples.targets[i]}
-  return json.dumps({"input": examples.texts[i], **row, **target}, ensure_ascii=False)
+  task = {} if found.tasks is None else {"task": found.tasks[i]}
+  target = {} if found.targets is None else {"target": found.targets[i]}
+  return json.dumps({**task, "input": found.texts[i], **row, **target}, ensure_ascii=False)
 
 
 def _check_output(path: str) -> None:

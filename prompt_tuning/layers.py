@@ -261,7 +261,8 @@ class Attention(nn.Module):
 
     Args:
       x: `[B, Q, D]`.
-      keys, values: `[B, H, S, K]`.
+      keys, values: `[B, H, S, K]`; or of fewer rows `[B / n, ...]`, each for n rows of `x` that
+        stand together (the beams of an input), where `bias` and `mask` do not depend on the query.
       mask: bool, broadcastable to `[B, H, Q, S]`; False is hidden.
       bias: `[1, H, Q, S]` relative position bias, or None.
       hooks: by projection: query, out.
@@ -271,20 +272,24 @@ class Attention(nn.Module):
       `[B, Q, D]`.
     """
     queries = self._heads(self.query(x, hooks.get("query")))
+    rows, shared = keys.shape[0], x.shape[0] // keys.shape[0]
+    if shared > 1:
+      queries = queries.reshape(rows, shared, *queries.shape[1:]).swapaxes(1, 2)
+      queries = queries.reshape(*queries.shape[:2], -1, queries.shape[-1])
     bias = jnp.zeros((1, 1, 1, 1)) if bias is None else bias.astype(jnp.float32)
     if extra is not None:
       bias = _ahead(extra.key.shape[1], bias, 0.0, keys.shape[2])
       mask = _ahead(extra.key.shape[1], mask, True, keys.shape[2])
       keys, values = (
-        jnp.concatenate([_over_rows(ahead, x.shape[0]).astype(own.dtype), own], axis=2)
+        jnp.concatenate([_over_rows(ahead[::shared], rows).astype(own.dtype), own], axis=2)
         for ahead, own in ((extra.key, keys), (extra.value, values)))
     keep = jnp.ones((1, 1, 1, 1), values.dtype)
     if enable_dropout:
       # One mask for all query positions, as T5X has it: cheaper, and the same in expectation.
-      shape = (x.shape[0], self.config.num_heads, 1, keys.shape[2])
+      shape = (rows, self.config.num_heads, 1, keys.shape[2])
       keep = self.dropout(jnp.ones(shape, values.dtype), deterministic=False)
     mixed = attend(queries, keys, values, bias, mask, keep).swapaxes(1, 2)
-    return self.out(mixed.reshape(*mixed.shape[:2], -1), hooks.get("out"))
+    return self.out(mixed.reshape(*x.shape[:2], -1), hooks.get("out"))
 
   def _heads(self, x: Array) -> Array:
     """`[B, S, H * K] -> [B, H, S, K]`."""

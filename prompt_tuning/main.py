@@ -24,7 +24,8 @@ from prompt_tuning.native_logs import quiet_environment, quiet_imports
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 # The commands that run steps.
-COMPUTES = ("train", "eval", "infer", "demo", "design", "autoprompt", "recover", "sweep")
+COMPUTES = ("train", "eval", "infer", "attribute", "demo", "design", "autoprompt", "recover",
+            "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,34 @@ class Arguments:
   def load(self, command: str) -> None:
     """Loads `commands/<command>.gin`, and what the user named.
 
-    With a run's MODEL_DIR and no gin file, `eval`, `infer` and `merge` take its own settings.
+    With a run's MODEL_DIR and no gin file, `eval`, `infer` and `merge` take its own settings; with
+    `--prompt`, those of the first run that it names.
     """
     files = list(self.options.gin_file)
-    if not files and command in ("eval", "infer", "merge"):
-      files = _run_settings(self.bindings)
+    if not files and command in ("eval", "eval_prompts", "infer", "merge"):
+      files = _run_settings(self.bindings, self.prompts())
     with quiet_imports():
-      config.load([f"commands/{command}.gin", *files], self.bindings,
+      config.load([f"commands/{command}.gin", *files], self._prompt_bindings() + self.bindings,
                   self.options.gin_search_paths)
+
+  def _prompt_bindings(self) -> list[str]:
+    if not self.prompts():
+      return []
+    # A run's own settings name its MODEL_DIR.
+    own = [] if self.options.gin_file else ["MODEL_DIR = None"]
+    return [f"PROMPTS = {tuple(self.prompts())!r}", *own]
+
+  def prompts(self) -> list[tuple[str, str]]:
+    """The (name, source) pairs of `--prompt NAME=SOURCE`."""
+    pairs = []
+    for text in getattr(self.options, "prompt", []):
+      name, _, source = text.partition("=")
+      if not name or not source:
+        raise UserError("--prompt is not NAME=SOURCE", found=text,
+                        wanted="a task's name, and a prompt's file, a MODEL_DIR, "
+                        "MODEL_DIR/members, or none", fix="--prompt sst2=runs/sst2/prompt.npy")
+      pairs.append((name, source))
+    return pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +174,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
   return parser, parsers
 
 
-def _run_settings(bindings: Sequence[str]) -> list[str]:
-  """The config.gin of the run that `--gin.MODEL_DIR` names, if there is one."""
+def _run_settings(bindings: Sequence[str], prompts: Sequence[tuple[str, str]]) -> list[str]:
+  """The config.gin of the run that `--gin.MODEL_DIR` or a `--prompt` names, if there is one."""
+  for _, source in prompts:
+    for folder in (pathlib.Path(source), *pathlib.Path(source).parents[:3]):
+      if (folder / "config.gin").is_file():
+        return [str((folder / "config.gin").absolute())]
   values = [b.partition(" = ")[2] for b in bindings if b.startswith("MODEL_DIR = ")]
   try:
     folder = pathlib.Path(ast.literal_eval(values[-1]))
@@ -178,6 +203,13 @@ def _train(arguments: Arguments) -> int:
 
 def _eval(arguments: Arguments) -> int:
   hosts.join(cluster.Flags.of(arguments.options))
+  if arguments.prompts():
+    arguments.load("eval_prompts")
+    with quiet_imports():
+      from prompt_tuning import prompts_report
+      from prompt_tuning.mixed_eval import MixedEvalConfig, evaluate_mixed
+    prompts_report.show(evaluate_mixed(config.build(MixedEvalConfig)))
+    return 0
   arguments.load("eval")
   with quiet_imports():
     from prompt_tuning import run_report
@@ -196,6 +228,17 @@ def _infer(arguments: Arguments) -> int:
   cut = f"; {counts.long_inputs} inputs were too long and lost their end" if (
     counts.long_inputs) else ""
   print(f"{counts.predictions} predictions{place}{cut}", file=sys.stderr)
+  return 0
+
+
+def _attribute(arguments: Arguments) -> int:
+  arguments.load("attribute")
+  with quiet_imports():
+    from prompt_tuning.attribute_model import AttributeConfig, fit
+  settings = config.build(AttributeConfig)
+  model, accuracy = fit(settings)
+  print(f"written: {settings.output_file}, {', '.join(model.labels)}; accuracy on whole texts of "
+        f"the validation split: {accuracy:.3f}")
   return 0
 
 
@@ -334,6 +377,17 @@ def _demo(arguments: Arguments) -> int:
   return demo.run(arguments.options.model_dir)
 
 
+def _prompt_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--prompt", action="append", default=[], metavar="NAME=SOURCE",
+                      help="a task and its prompt: a file, a MODEL_DIR, MODEL_DIR/members, or "
+                      "none; repeatable: tasks that share batches, a name twice is an ensemble")
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+  cluster.add_flags(parser)
+  _prompt_flags(parser)
+
+
 def _info_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
   parser.add_argument("--paths", action="store_true", help="every parameter's path and shape")
@@ -411,8 +465,9 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
   "train": Command("pre-train, LM-adapt, model-tune or prompt-tune, by the gin files", _train,
                    cluster.add_flags),
-  "eval": Command("metrics of a trained prompt or model on a task", _eval, cluster.add_flags),
-  "infer": Command("predictions for a task, or for lines of a file", _infer),
+  "eval": Command("metrics of a trained prompt or model on a task", _eval, _eval_flags),
+  "infer": Command("predictions for a task, or for lines of a file", _infer, _prompt_flags),
+  "attribute": Command("fit an attribute model for controlled generation", _attribute),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
   "plan": Command("what a run needs on a TPU or GPU machine that need not exist here", _plan,
                   _plan_flags),

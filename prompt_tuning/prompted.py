@@ -107,10 +107,16 @@ class PromptedT5(nn.Module):
   def decode_step(self, tokens: Array, cache: DecoderCache, encoder_input_tokens: Array,
                   prompt_ids: Array | None = None) -> tuple[Array, DecoderCache]:
     """`[B, 1]` ids at position `cache.index` -> logits `[B, V]` of the next, and the cache."""
+    logits, _, cache = self.decode_states(tokens, cache, encoder_input_tokens, prompt_ids)
+    return logits, cache
+
+  def decode_states(self, tokens: Array, cache: DecoderCache, encoder_input_tokens: Array,
+                    prompt_ids: Array | None = None) -> tuple[Array, Array, DecoderCache]:
+    """`decode_step` that gives the decoder's output `[B, D]` too: logits, output, cache."""
     values = self.prompt_values(encoder_input_tokens, prompt_ids)
     position = cache.index[None]
     x, cache = self.backbone.decoder.step(self.backbone.embed(tokens), values.decoder, cache)
-    return self._logits(values, x, tokens, position)[:, 0], cache
+    return self._logits(values, x, tokens, position)[:, 0], x[:, 0], cache
 
   def _logits(self, values: PromptValues, x: Array, tokens: Array, positions: Array) -> Array:
     if values.output is None:

@@ -25,13 +25,13 @@ import optax
 import sacrebleu
 from jax import Array
 
-from prompt_tuning import scoring
+from prompt_tuning import generation, scoring
 from prompt_tuning.cells import Cells, Row
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.converter import shift_right
 from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.infer import read_lines
+from prompt_tuning.examples import read_lines
 from prompt_tuning.losses import sequence_log_likelihood
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.prompts.initializers import Initializer, Uniform
@@ -234,7 +234,7 @@ class Recovery:
                             steps=self.config.train_steps)
     params = {"backbone": backbone, "prompt": {"embedding": bank}}
     said = np.asarray(scoring.call(
-      {}, params, Split({}), model, scoring.generate, tokens, None,
+      {}, params, Split({}), model, generation.generate, tokens, None,
       np.arange(len(tokens), dtype=np.int32), max_length=self.config.length))
     texts = [self._tokenizer.decode(row.tolist()) for row in said]
     wanted = [self._tokenizer.decode(row.tolist()) for row in sentences.targets]

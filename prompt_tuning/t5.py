@@ -41,8 +41,9 @@ class DecoderCache:
 
   Attributes:
     self_key, self_value: `[L, B, H, U, K]`, filled up to `index`.
-    cross_key, cross_value: `[L, B, H, S, K]`, computed once an input.
-    encoder_mask: `[B, S]` bool.
+    cross_key, cross_value: `[L, B / n, H, S, K]`, computed and kept once an input, whose n beams
+      stand together.
+    encoder_mask: `[B / n, S]` bool.
     index: int32, the position of the next token.
   """
 

@@ -1,4 +1,4 @@
-"""Constraints on what is generated, against Python loops over every sequence of a tiny vocabulary."""
+"""Constraints on what is generated, against Python loops over all sequences of a tiny vocabulary."""
 
 import itertools
 

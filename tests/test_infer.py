@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from small_models import CONFIG, GIN, PROMPT_LENGTH, backbone, model, save_backbone, save_prompt
 
-from prompt_tuning import decoding, scoring
+from prompt_tuning import decoding, generation, scoring
 from prompt_tuning.errors import UserError
+from prompt_tuning.generation import Decoding
 from prompt_tuning.infer import InferConfig, infer
 from prompt_tuning.main import main
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.scoring import Decoding
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.trees import Split
 
@@ -83,8 +83,8 @@ class Reference:
 
 def test_greedy_lines_in_order_with_one_compilation(folder, monkeypatch):
   traces = []
-  generate = scoring.generate
-  monkeypatch.setattr(scoring, "generate",
+  generate = generation.generate
+  monkeypatch.setattr(generation, "generate",
                       lambda *args, **kwargs: traces.append(1) or generate(*args, **kwargs))
   counts = infer(settings(folder))
   assert len(traces) == 1
@@ -121,7 +121,7 @@ def test_beams_equal_a_search_that_recomputes_everything(folder):
   tokens = jnp.concatenate([reference.tokens("ab"), reference.tokens("cd")])
   module, params = reference.module, reference.params
   how = Decoding(strategy="beam", num_beams=3, alpha=0.6)
-  found = scoring.call({}, params, Split({}), module, scoring.generate, tokens, max_length=4,
+  found = scoring.call({}, params, Split({}), module, generation.generate, tokens, max_length=4,
                        how=how)
 
   def next_logits(last, state):
