@@ -27,8 +27,10 @@ REQUIRED = [
     "matplotlib>=3.10,<4",
     "rich>=14,<16",
     "rouge-score>=0.1.2,<0.2",
+    "nltk>=3.10,<4",
     "sacrebleu>=2.6,<3",
     "numpy>=2.0,<3",
+    "scipy>=1.17,<2",
 ]
 TEST = ["pytest>=9,<10", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18", "mypy>=1.18,<3"]
 # What `make bench` compares with.

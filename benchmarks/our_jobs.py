@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.hlo_flops import matmul_flop
 from benchmarks.shapes import Shapes
 from prompt_tuning import generation
 from prompt_tuning.host_memory import return_unused_memory
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.optimizers import Adafactor
+from prompt_tuning.plan.hlo import matmul_flop
 from prompt_tuning.prompted import PromptedT5, abstract_params, add_virtual_tokens, init_backbone
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.t5 import T5

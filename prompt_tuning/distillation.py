@@ -126,13 +126,12 @@ class Term:
 def _both(model: PromptedT5, params: Any, tokens: Array, batch: Mapping[str, Array],
           optional: Mapping[str, Array], training: Mapping[str, Any]) -> tuple[Array, Array]:
   """(encoder's outputs, logits)."""
-  encoder = {name: optional[name] for name in ("prompt_ids",) if name in optional}
+  ids, dropout = optional.get("prompt_ids"), training["enable_dropout"]
 
   def run(module: PromptedT5) -> tuple[Array, Array]:
-    dropout = training["enable_dropout"]
-    encoded = module.encode(tokens, enable_dropout=dropout, **encoder)
+    encoded = module.encode(tokens, enable_dropout=dropout, prompt_ids=ids)
     return encoded, module.decode(encoded, tokens, batch["decoder_input_tokens"],
-                                  enable_dropout=dropout, **encoder)
+                                  enable_dropout=dropout, prompt_ids=ids)
 
   return model.apply({"params": params}, method=run, rngs=training.get("rngs"))
 

@@ -247,7 +247,8 @@ class _Pulse:
         self._set(str(self._beats))
         self._look(self._timeout)
       except Exception as error:
-        # At the regular end the store goes away first; otherwise JAX's own service ends the process.
+        # At the regular end the store goes away first; otherwise JAX's own service ends the
+        # process.
         if not self._stopped.wait(self._timeout):
           self._end(f"host 0 cannot be reached: {_first_line(error)}")
         return

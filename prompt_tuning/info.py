@@ -158,11 +158,9 @@ def _shapes(config: InfoConfig) -> tuple[dict[str, Any], trees.Split]:
   split = trees.plan_split(params, config.trainable) if (
     config.trainable or "prompt" in params) else trees.Split({})
 
-  def dtype(path: str) -> str:
-    return "float32" if path in split.trained else config.model.frozen_dtype
-
-  params = trees.map_with_path(
-    lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype(path))), params)
+  params = {**trees.map_with_path(
+    lambda _, leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), params),
+    "backbone": config.model.backbone_shapes(split)}
   return params, split
 
 

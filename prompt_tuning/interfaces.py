@@ -25,7 +25,7 @@ PAD_ID = 0
 EOS_ID = 1
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT_POLICIES = ("none", "full", "save_projections")
+REMAT_POLICIES = ("none", "full", "save_projections", "offload")
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 
 
@@ -147,7 +147,9 @@ class T5Config:
     dropout_rate: applied where T5 applies it, when dropout is enabled.
     dtype: of the computation.  param_dtype: of the parameters that `init` makes.
     scan_layers: one stacked leaf a kind (`encoder/layers/...`); else `encoder/layers_0/...`.
-    remat: what the backward pass recomputes: `none`, `full`, or `save_projections`.
+    remat: what the backward pass computes again: `none`, `full`, `save_projections` (all but the
+      projections), `offload` (the same; they wait in the host's memory). Of each stack its own:
+      `encoder=full,decoder=none`.
   """
 
   vocab_size: int
@@ -174,7 +176,9 @@ class T5Config:
       if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
         raise UserError(f"T5Config.{name} is not a size", found=repr(getattr(self, name)),
                         wanted="a whole number, 1 or more", fix=f"set {name} in the model's file")
-    for name, choices in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT_POLICIES)):
+    for stack in ("encoder", "decoder"):
+      self.remat_of(stack)
+    for name, choices in (("dtype", DTYPES), ("param_dtype", DTYPES)):
       if getattr(self, name) not in choices:
         raise UserError(f"T5Config.{name} is unknown", found=repr(getattr(self, name)),
                         wanted="one of " + ", ".join(choices),
@@ -187,3 +191,14 @@ class T5Config:
     if not 0.0 <= self.dropout_rate < 1.0:
       raise UserError("T5Config.dropout_rate is not a probability", found=self.dropout_rate,
                       wanted="0 <= rate < 1", fix="set DROPOUT_RATE, 0.0 for prompts")
+
+  def remat_of(self, stack: str) -> str:
+    """The policy of `encoder` or `decoder`."""
+    named = dict(part.strip().partition("=")[::2] for part in str(self.remat).split(","))
+    apart = named.keys() == {"encoder", "decoder"}
+    policy = named[stack] if apart else self.remat
+    if policy not in REMAT_POLICIES:
+      raise UserError("T5Config.remat is unknown", found=repr(self.remat),
+                      wanted="one of " + ", ".join(REMAT_POLICIES) + ", or of each stack its own: "
+                      "'encoder=full,decoder=none'", fix=nearest(str(policy), REMAT_POLICIES))
+    return policy

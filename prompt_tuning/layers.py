@@ -19,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
+from prompt_tuning import quantization
 from prompt_tuning.interfaces import KeyValues, T5Config
 from prompt_tuning.partitioning import constrain
+from prompt_tuning.quantization import Quantized
 
 ACTIVATIONS = {
   "relu": jax.nn.relu,
@@ -34,6 +37,9 @@ ACTIVATIONS = {
 # Added to masked attention logits: far below any real logit, and finite, so that a row whose keys
 # are all masked gives a uniform distribution and not NaN.
 MASKED = -1e10
+
+# What remat policies know the outputs of projections by (`t5.py`).
+SAVED_PROJECTION = "projection"
 
 _FAN_IN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -145,7 +151,11 @@ class Dense(nn.Module):
     dtype = jnp.dtype(self.config.dtype)
 
     def project(x: Array) -> Array:
-      return matmul(x.astype(dtype), kernel.astype(dtype))
+      y = quantization.matmul(x.astype(dtype), kernel) if isinstance(kernel, Quantized) else (
+        matmul(x.astype(dtype), kernel.astype(dtype)))
+      # The backward pass reads every projection but the last of a block: that one only adds to
+      # the residual stream, which is kept anyway.
+      return y if self.name == "wo" else checkpoint_name(y, SAVED_PROJECTION)
 
     return project(x) if hook is None else hook(x.astype(dtype), project).astype(dtype)
 
@@ -203,14 +213,16 @@ class Embed(nn.Module):
   def __call__(self, tokens: Array) -> Array:
     """`[B, T]` ids (virtual ones read row 0 and are replaced by the caller) -> `[B, T, D]`."""
     ids = jnp.clip(tokens, 0, self.config.vocab_size - 1)
-    x = jnp.take(self.embedding, ids, axis=0).astype(jnp.dtype(self.config.dtype))
+    look_up = quantization.take if isinstance(self.embedding, Quantized) else (
+      functools.partial(jnp.take, axis=0))
+    x = look_up(self.embedding, ids).astype(jnp.dtype(self.config.dtype))
     # Each device looks its own part of D up for all rows, and then trades it for rows of its own:
     # less to send than the table.
     return constrain(constrain(x, "copy", None, "embed"), "batch", None, None)
 
   def attend(self, x: Array) -> Array:
     """`[..., D] -> [..., V]` logits against the table (T5 1.0)."""
-    return jnp.dot(x, self.embedding.astype(x.dtype).T)
+    return jnp.dot(x, quantization.dequantize(self.embedding, x.dtype).T)
 
 
 class Attention(nn.Module):

@@ -395,6 +395,18 @@ def _info_flags(parser: argparse.ArgumentParser) -> None:
                       help="what every method of prompts/ would train and serve on this model")
 
 
+def _plan(arguments: Arguments) -> int:
+  from prompt_tuning.plan import command
+  command.prepare()
+  arguments.load("plan")
+  return command.run(arguments.options)
+
+
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+  from prompt_tuning.plan import command
+  command.add_flags(parser)
+
+
 def _convert_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("source", metavar="SRC", help="a checkpoint or a prompt, in any format")
   parser.add_argument("destination", metavar="DST", help="where the new one goes")
@@ -457,6 +469,8 @@ COMMANDS = {
   "infer": Command("predictions for a task, or for lines of a file", _infer, _prompt_flags),
   "attribute": Command("fit an attribute model for controlled generation", _attribute),
   "info": Command("parameters, trained share and memory, without weights", _info, _info_flags),
+  "plan": Command("what a run needs on a TPU or GPU machine that need not exist here", _plan,
+                  _plan_flags),
   "convert": Command("checkpoints and prompts from one format into another", _convert,
                      _convert_flags),
   "merge": Command("a run's LoRA or IA3 worked into the weights: a backbone alone", _merge),

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import hosts, placement, trees
+from prompt_tuning import hosts, placement, quantization, trees
 from prompt_tuning.checkpoints import loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
-from prompt_tuning.interfaces import DTYPES, T5Config
+from prompt_tuning.interfaces import T5Config
 from prompt_tuning.layouts import Layout, layout_of
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import Placement
@@ -48,7 +48,8 @@ class ModelConfig:
     vocabulary: VOCABULARY: `tiny`, `bytes`, or the path of a SentencePiece model.
     initial_checkpoint_path: INITIAL_CHECKPOINT_PATH: a shipped model's name, a MODEL_DIR, a
       checkpoint in any format of docs/checkpoints.md, or `random`.
-    frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained.
+    frozen_dtype: FROZEN_DTYPE, of backbone parameters that are not trained: a floating-point type,
+      or few bits with scales (`quantization.py`).
     prompt_in_front: virtual tokens are the first ids of every row.
     layout: LAYOUT, how weights, batch and activations are split over the devices (`layouts.py`).
     template: PROMPT_TEMPLATE, where else they stand, with anchor words (`placement.py`); None: in
@@ -66,9 +67,7 @@ class ModelConfig:
 
   def __post_init__(self):
     layout_of(self.layout)
-    if self.frozen_dtype not in DTYPES:
-      raise UserError("FROZEN_DTYPE is unknown", found=repr(self.frozen_dtype),
-                      wanted="one of " + ", ".join(DTYPES), fix="--gin.FROZEN_DTYPE=\"'bfloat16'\"")
+    quantization.scheme_of(self.frozen_dtype)
     if self.prompt is not None and self.prompt.config.emb_dim != self.backbone.emb_dim:
       raise UserError("The prompt and the backbone differ in width",
                       found=f"prompt D = {self.prompt.config.emb_dim}",
@@ -147,15 +146,19 @@ class ModelConfig:
     expected = self.backbone_shapes(trained)
     if partitioner is not None:
       axes = logical_axes(PromptedT5(T5(self.backbone)))
-      expected = jax.tree.map(
+      expected = jax.tree.map(  # values and scales of one leaf each on their own
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         expected, partitioner.params({"backbone": expected}, axes)["backbone"])
     if reader is not None:
       return loading.restore(reader, expected)
 
+    wanted = trees.flatten(expected)
+
     def start(key: jax.Array) -> dict[str, Any]:
-      return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype),
-                          init_backbone(key, self.backbone), expected)
+      return trees.map_with_path(lambda path, leaf: self._stored(path, leaf)
+                                 if isinstance(wanted[path], quantization.Quantized)
+                                 else leaf.astype(wanted[path].dtype),
+                                 init_backbone(key, self.backbone))
 
     places = None if partitioner is None else jax.tree.map(lambda leaf: leaf.sharding, expected)
     return jax.jit(start, out_shardings=places)(purpose_key(seed, "init"))
@@ -164,19 +167,34 @@ class ModelConfig:
     """The backbone's tree as shapes, in the dtypes of a run."""
     patterns = trained.trained if trained is not None else {}
 
-    def target(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+    def target(path: str, leaf: Any) -> Any:
       # A leaf of which some layers are trained is kept in float32 whole.
-      dtype = "float32" if f"backbone/{path}" in patterns else self.frozen_dtype
-      return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+      if f"backbone/{path}" in patterns:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+      return jax.eval_shape(functools.partial(self._stored, path), leaf)
 
     return trees.map_with_path(target, abstract_params(PromptedT5(T5(self.backbone)))["backbone"])
+
+  def _stored(self, path: str, leaf: jax.Array) -> Any:
+    """A frozen leaf as FROZEN_DTYPE says."""
+    scheme = quantization.scheme_of(self.frozen_dtype)
+    if scheme is None:
+      return leaf.astype(self.frozen_dtype)
+    axis = quantization.summed_axis(path)
+    # Norms and position biases: as precise as the computation.
+    return leaf.astype(self.backbone.dtype) if axis is None else (
+      quantization.quantize(leaf, scheme, axis))
 
   def start_prompt(self, backbone: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The prompt's parameters where training starts, or {} without a prompt."""
     tokenizer = self.tokenizer()
-    output = hosts.fetch(backbone["decoder"].get("logits_dense", {}).get("kernel"))
-    embedding = hosts.fetch(backbone["token_embedder"]["embedding"])
-    sources = Sources(embedding=embedding, encode=tokenizer.encode,
+    output = backbone["decoder"].get("logits_dense", {}).get("kernel")
+    table = backbone["token_embedder"]["embedding"]
+    if isinstance(table, quantization.Quantized):
+      table, output = (None if leaf is None else quantization.dequantize(leaf, jnp.float32)
+                       for leaf in (table, output))
+    output = hosts.fetch(output)
+    sources = Sources(embedding=hosts.fetch(table), encode=tokenizer.encode,
                       num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,
                       output=None if output is None else output.T,
                       activations=self._activations(backbone))

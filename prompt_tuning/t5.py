@@ -23,7 +23,15 @@ from jax import Array
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import StackValues, T5Config, is_token
-from prompt_tuning.layers import MLP, Attention, Dense, Embed, RelativePositionBias, RMSNorm
+from prompt_tuning.layers import (
+  MLP,
+  SAVED_PROJECTION,
+  Attention,
+  Dense,
+  Embed,
+  RelativePositionBias,
+  RMSNorm,
+)
 from prompt_tuning.partitioning import constrain
 
 
@@ -276,12 +284,17 @@ def _scanned(layer: type[nn.Module], config: T5Config, length: int, in_axes: tup
 
 
 def _remat(layer: type[nn.Module], config: T5Config, static: tuple[int, ...]) -> type[nn.Module]:
-  """The layer class with the backward pass's recomputation that `config.remat` names."""
-  if config.remat == "none":
+  """The layer class with the backward pass's recomputation that REMAT names."""
+  name = config.remat_of("encoder" if layer is EncoderLayer else "decoder")
+  if name == "none":
     return layer
   policy = None
-  if config.remat == "save_projections":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  if name == "save_projections":
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED_PROJECTION)
+  if name == "offload":
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[], names_which_can_be_offloaded=[SAVED_PROJECTION],
+      offload_src="device", offload_dst="pinned_host")
   # Common subexpressions cannot be merged across scan steps anyway.
   return nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers, static_argnums=static)
 

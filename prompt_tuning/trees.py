@@ -138,13 +138,15 @@ def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/"
 
 
 def count(tree: Tree) -> int:
-  """How many numbers a tree of arrays or shapes holds."""
+  """How many numbers a tree of arrays or shapes holds; of a leaf in few bits those it stands for.
+  """
   return sum(int(np.prod(leaf.shape)) for leaf in flatten_arrays(tree).values())
 
 
 def num_bytes(tree: Tree) -> int:
-  return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-             for leaf in flatten_arrays(tree).values())
+  """On a device, where two numbers of 4 bits share a byte."""
+  return sum(int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize // (
+    2 if "int4" in str(leaf.dtype) else 1) for leaf in jax.tree.leaves(dict(tree)))
 
 
 def flatten_arrays(tree: Tree) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def test_a_trigger_is_the_prompt_of_its_embeddings(problem):
   _, scores = search.scores(search.embedding(np.array(PLANTED)), tokens[:8],
                             np.zeros(8, np.int32))
   np.testing.assert_allclose(scores, plain, atol=1e-5)
-  found = project(3.0 * search.embedding(np.array(PLANTED)), BACKBONE["token_embedder"]["embedding"],
-                  ALLOWED)
+  table = BACKBONE["token_embedder"]["embedding"]
+  found = project(3.0 * search.embedding(np.array(PLANTED)), table, ALLOWED)
   assert tuple(found) == PLANTED
 
 

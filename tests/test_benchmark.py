@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import bench  # noqa: E402
-from benchmarks.hlo_flops import matmul_flop  # noqa: E402
 from benchmarks.shapes import TINY, Shapes, theory_flop  # noqa: E402
+from prompt_tuning.plan.hlo import matmul_flop  # noqa: E402
 
 
 def compiled_text(function, *shapes):

@@ -1,4 +1,4 @@
-"""Hard prompts: templates and contexts by hand, scores against loops, the command against `eval`."""
+"""Hard prompts: templates and contexts by hand, scores against loops and rank classification."""
 
 import csv
 import dataclasses
@@ -197,7 +197,7 @@ def test_the_command_keeps_every_result_and_goes_on(folder, capsys):
              "--gin.SHOTS=[0, 2]", "--gin.SEEDS=[0, 1]", "--gin.BATCH_SIZE=4",
              "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 6}"]
   assert main(command) == 0, capsys.readouterr().err
-  rows = list(csv.DictReader((run / "results.csv").open()))
+  rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
   # Two templates: without examples, and three choices of two seeds; three scores of each.
   assert len(rows) == 2 * (1 + 3 * 2) * 3
   assert "best: " in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Every shipped gin file parses and builds: each size, each method, each start, each run."""
 
+import importlib
 import re
 
 import jax
@@ -27,8 +28,16 @@ GIVEN = {
   "PROMPT_TEXT": "'classify'", "INITIAL_PROMPT_FILE": "'prompt.npy'",
   "SOURCE_MODEL_DIR": "'other'", "INITIAL_CHECKPOINT_PATH": "'tiny'", "CORPUS": "['a.txt']",
   "TRAIN_FILE": "'a.csv'", "VALIDATION_FILE": "'b.csv'", "INPUTS": "'{text}'",
-  "TARGETS": "'{label}'", "SOURCE_PROMPTS": "['one.npy', 'two.npy']"}
-TRAINING_RUNS = [name for name in files("runs") if name not in ("runs/eval.gin", "runs/infer.gin")]
+  "TARGETS": "'{label}'", "SOURCE_PROMPTS": "['one.npy', 'two.npy']", "PROMPT_BANK": "'bank.npy'",
+  "TEACHER_PROMPTS": "['one.npy']", "MIXTURE_TASKS": "['docstring_library', 'docstring_match']",
+  "SENTENCES": "{'here': 'a.txt'}", "TEMPLATES": "('{inputs} {targets}',)"}
+# Runs of other commands than `train`: the command, and the configuration that it builds.
+OTHER_RUNS = {"eval": ("eval_run", "EvalConfig"), "infer": ("infer", "InferConfig"),
+              "design": ("discrete.design", "DesignConfig"),
+              "autoprompt": ("discrete.autoprompt_config", "AutoPromptConfig"),
+              "recover": ("recovery", "RecoverConfig")}
+TRAINING_RUNS = [name for name in files("runs")
+                 if name.removeprefix("runs/").removesuffix(".gin") not in OTHER_RUNS]
 
 
 def given(*names):
@@ -129,16 +138,16 @@ def test_every_start_builds(init):
 @pytest.mark.parametrize("run", TRAINING_RUNS)
 def test_every_training_run_builds(run, tmp_path):
   names = ["commands/train.gin", "models/tiny.gin", run]
-  if run == "runs/your_data.gin":
+  if run in ("runs/your_data.gin", "runs/mixture.gin"):
     names.append("runs/prompt_tune.gin")
-  if {"runs/prompt_tune.gin", "runs/adamw_tune.gin"} & set(names):
+  if {"runs/prompt_tune.gin", "runs/adamw_tune.gin", "runs/distill.gin"} & set(names):
     names.append("prompts/soft.gin")
   config.load(names, given(*names))
   built = config.build(TrainConfig)
   assert built.model_dir == "somewhere" and built.eval_settings is not None
   assert (built.trainable == ()) == ("prompts/soft.gin" in names)
   assert (built.task.source is None) == (run in (
-    "runs/prompt_tune.gin", "runs/adamw_tune.gin", "runs/model_tune.gin"))
+    "runs/prompt_tune.gin", "runs/adamw_tune.gin", "runs/model_tune.gin", "runs/distill.gin"))
   # What it leaves as config.gin is, alone, the same run.
   (tmp_path / "config.gin").write_text(config.operative())
   config.load([str(tmp_path / "config.gin")], [])
@@ -154,6 +163,15 @@ def test_the_other_runs_build(command, extra):
                f"runs/{command}.gin"], extra)
   built = config.build({"eval": EvalConfig, "infer": InferConfig}[command])
   assert built.task.feature_lengths == {"inputs": 512, "targets": 64}
+
+
+@pytest.mark.parametrize("command", ["design", "autoprompt", "recover"])
+def test_the_runs_of_discrete_prompts_and_recovery_build(command):
+  names = [f"commands/{command}.gin", "models/tiny.gin", f"runs/{command}.gin"]
+  config.load(names, given(*names))
+  module, name = OTHER_RUNS[command]
+  built = config.build(getattr(importlib.import_module(f"prompt_tuning.{module}"), name))
+  assert built.model_dir == "somewhere"
 
 
 def test_weights_are_never_random_unless_that_is_said():

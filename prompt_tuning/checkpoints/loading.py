@@ -21,6 +21,7 @@ from prompt_tuning.checkpoints.stacking import in_layout, is_stacked, unstacked_
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params
+from prompt_tuning.quantization import Quantized, quantize, scheme_like, summed_axis
 from prompt_tuning.t5 import T5
 
 _LARGE = 2**24
@@ -93,13 +94,39 @@ def restore(reader: Reader, expected: Mapping[str, Any]) -> dict[str, Any]:
   wanted = trees.flatten(expected)
   source = in_layout(reader, is_stacked(wanted))
   leaf_table.check(leaf_table.compare(source.leaves, leaf_table.of_tree(wanted)))
-  return trees.unflatten({name: _place(source, name, leaf) for name, leaf in wanted.items()})
+  return trees.unflatten({
+    name: _place_quantized(source, name, leaf) if isinstance(leaf, Quantized)
+    else _place(source, name, leaf) for name, leaf in wanted.items()})
+
+
+def _place_quantized(source: Reader, name: str, leaf: Quantized) -> Quantized:
+  """Quantises on the host, layer by layer: only few-bit numbers are there whole."""
+  axis = summed_axis(name)
+  scheme = scheme_like(leaf, axis)
+  made = Quantized(*(empty(part.shape, part.dtype) for part in (leaf.values, leaf.scales)))
+  # Layers of a stack, or blocks of rows of one matrix.
+  size = max(_LARGE * made.shape[0] // source.leaves[name].nbytes, 1)
+  whole = len(made.shape) == 2 and axis == -2
+  for start in range(0, made.shape[0], made.shape[0] if whole else size):
+    span = slice(None) if whole else slice(start, start + size)
+    index = (span, *(slice(None),) * (len(made.shape) - 1))
+    part = quantize(source.read(name, index), scheme, axis, np)
+    made.values[span], made.scales[span] = part.values, part.scales
+  return Quantized(*(_put(array, part.sharding) for array, part in (
+    (made.values, leaf.values), (made.scales, leaf.scales))))
+
+
+def _put(array: np.ndarray, sharding: Any) -> jax.Array:
+  return jax.block_until_ready(jax.make_array_from_callback(
+    array.shape, sharding or _first_device(), lambda index: array[index]))
+
+
+def _first_device() -> jax.sharding.Sharding:
+  return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def _place(source: Reader, name: str, leaf: Any) -> jax.Array:
-  sharding = getattr(leaf, "sharding", None)
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = getattr(leaf, "sharding", None) or _first_device()
   shape = tuple(leaf.shape)
   indices = sharding.addressable_devices_indices_map(shape).values()
   parts = {str(index): index for index in indices}

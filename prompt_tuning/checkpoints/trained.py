@@ -1,8 +1,8 @@
 """Checkpoints of a run: trained leaves, optimizer state, step, and the loop's own counters.
 
-Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole or
-not at all; of several hosts each writes what only it has. The frozen backbone is not in them. `last` is saved before `best`, so what comes after
-the newest `last` is no part of the run.
+Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole
+or not at all; of several hosts each writes what only it has. The frozen backbone is not in them.
+`last` is saved before `best`, so what comes after the newest `last` is no part of the run.
 """
 
 import math

@@ -17,6 +17,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--collect", action="store_true",
                       help="run nothing: make the CSV files and figures of what is done")
   parser.add_argument("--draw", metavar="CSV", help="only draw the figures of a results.csv")
+  parser.add_argument("--published", action="store_true",
+                      help="show the papers' numbers in the figures of --draw too")
   parser.add_argument("--output_dir", metavar="FOLDER", help="where --draw puts them")
 
 
@@ -30,7 +32,7 @@ def run(options: argparse.Namespace, load: Callable[[], None]) -> int:
     from prompt_tuning.experiments import plots
     table = pathlib.Path(options.draw)
     folder = pathlib.Path(options.output_dir or table.parent / "figures")
-    for path in plots.draw_all(table, folder):
+    for path in plots.draw_all(table, folder, overlay=options.published):
       print(f"Wrote {path}")
     return 0
   shard = _shard(options.shard)

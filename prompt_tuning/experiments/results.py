@@ -14,7 +14,8 @@
   majority             of always predicting the most frequent label, on the test rows
   backbone_parameters, trained_parameters
   steps, best_step, device, versions, commit, command
-  seconds, cpu_seconds of the run, its evaluations included; after a kill of what came since
+  seconds, cpu_seconds of the run, its evaluations included; of a run that was stopped, all its
+                       steps' seconds at least, and the cpu_seconds of what came after
 """
 
 import csv

@@ -65,7 +65,9 @@ def run(grid: Grid, cell: Cell) -> dict[str, Any] | None:
       return None
     found = trained
   about = environment(settings.seed)
-  return {"status": results.DONE, "seconds": round(time.monotonic() - began, 1),
+  # A run that was stopped before remembers the time of its steps.
+  seconds = max(time.monotonic() - began, found.pop("earlier", 0.0))
+  return {"status": results.DONE, "seconds": round(seconds, 1),
           "cpu_seconds": round(time.process_time() - cpu_began, 1), "device": about["device"],
           "versions": "; ".join(f"{name} {version}" for name, version in about["versions"].items()),
           "commit": results.commit(), "backbone_parameters": _backbone(settings.model), **found}
@@ -100,7 +102,8 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
     for task in (None, *grid.also_on):
       tested = _tests(grid, cell, task, settings, rows[:len(table)])
       if task is None:
-        rows = [row | more for row, more in zip(rows, tested, strict=False)] + tested[len(rows):]
+        joined = [row | more for row, more in zip(rows, tested, strict=False)]
+        rows = joined + tested[len(rows):]
       else:
         rows += tested
   curve = [point for point in RunDir(settings.model_dir).metrics()
@@ -108,7 +111,8 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
              point["split"] == "train" and point["metric"] == "loss")]
   count: int = summary["trained"]["parameters"]
   return {"trained_parameters": count // (len(table) if several else 1),
-          "steps": summary["steps"], "rows": rows, "curve": curve}
+          "earlier": summary["seconds"]["steps"], "steps": summary["steps"], "rows": rows,
+          "curve": curve}
 
 
 def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,

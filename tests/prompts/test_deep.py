@@ -17,10 +17,10 @@ from descriptors import (
 )
 from numpy_t5 import NumpyT5
 
-from benchmarks.hlo_flops import matmul_flop
 from benchmarks.shapes import Shapes, theory_flop
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
+from prompt_tuning.plan.hlo import matmul_flop
 from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.prompts.deep import DeepPrompt
 from prompt_tuning.prompts.initializers import Sources, Text

@@ -20,11 +20,11 @@ from descriptors import (
 from flax import linen as nn
 from numpy_t5 import NumpyT5
 
-from benchmarks.hlo_flops import matmul_flop
 from benchmarks.shapes import Shapes, theory_flop
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import KeyValues, PromptContext, PromptValues, StackValues, T5Config
+from prompt_tuning.plan.hlo import matmul_flop
 from prompt_tuning.prompted import PromptedT5, abstract_params, activations
 from prompt_tuning.prompts.initializers import Sources
 from prompt_tuning.prompts.method import PromptMethod

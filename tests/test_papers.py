@@ -1,0 +1,111 @@
+"""Every file of papers/: the grids' cells build, abstractly, and each file says what it should."""
+
+import jax
+import pytest
+
+from prompt_tuning import config, gin_files
+from prompt_tuning.eval_run import EvalConfig
+from prompt_tuning.experiments import runner
+from prompt_tuning.experiments.grid import Grid
+from prompt_tuning.prompted import abstract_params
+
+PAPERS = [name for name in gin_files.shipped_names() if name.startswith("papers/")]
+TEXTS = {name: (gin_files.shipped_folder() / name).read_text() for name in PAPERS}
+GRIDS = [name for name, text in TEXTS.items() if "\nBLOCKS = " in text]
+
+
+def grid_of(name):
+  given = ["SWEEP_DIR = 'runs/x'"]
+  if "DATA_DIR" in TEXTS[name]:
+    given.append("DATA_DIR = 'data'")
+  if not name.startswith("papers/small/"):
+    given.append("SPIECE = 'bytes'")  # T5's own vocabulary is not shipped.
+  config.load(["commands/sweep.gin", name], given)
+  return config.build(Grid)
+
+
+def covering(cells):
+  """Cells in which every choice occurs, and every method with every task."""
+  seen, kept = set(), []
+  for cell in cells:
+    choices = cell.choices
+    new = {*choices.items(), (choices.get("method"), choices.get("size"))} - seen
+    if new:
+      seen |= new
+      kept.append(cell)
+  return kept
+
+
+def test_every_other_file_is_a_part_of_a_grid():
+  """Settings, tasks and parts of grids are named by a grid, or by a file that one names."""
+  for name in set(PAPERS) - set(GRIDS):
+    assert any(name in text for other, text in TEXTS.items() if other != name) or (
+      "prompt-tuning train --gin_file=" + name in TEXTS[name]), name
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_names_its_command_and_what_it_should_reach(name):
+  text = TEXTS[name]
+  assert f"prompt-tuning sweep --gin_file={name}" in text
+  if not name.startswith("papers/small/"):
+    assert "# Hardware: " in text and "# Published: " in text
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_choice_of_a_grid_builds(name):
+  grid = grid_of(name)
+  cells = grid.cells()
+  built = [runner.build(grid, cell) for cell in covering(cells)]
+  assert built
+  for settings in built:
+    assert settings.task.name and settings.task.feature_lengths["inputs"] > 0
+    prompt, backbone = settings.model.prompt, settings.model.backbone
+    assert prompt is None or getattr(prompt, "config", backbone) == backbone
+    assert isinstance(settings, EvalConfig) or prompt is not None or (
+      settings.trainable == (".*",))
+  # One of each grid down to the shapes of its parameters.
+  shapes = abstract_params(built[-1].model.module())
+  assert all(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_the_settings_of_lester_2021():
+  grid = grid_of("papers/lester2021/figure1.gin")
+  cells = {cell.name: cell for cell in grid.cells()}
+  assert len(cells) == 5 * 8 * (1 + 2 * 3)
+  settings = runner.build(grid, cells["xxl-prompt_tuning-boolq-2"])
+  assert (settings.train_steps, settings.batch_size, settings.seed) == (30000, 32, 2)
+  optimizer = settings.optimizer
+  assert (optimizer.learning_rate, optimizer.decay_rate, optimizer.weight_decay_rate,
+          optimizer.step_offset, optimizer.multiply_by_parameter_scale) == (
+            0.3, 0.8, 1e-5, 1_100_000, False)
+  model = settings.model
+  assert (model.prompt.length, model.backbone.emb_dim, model.backbone.dropout_rate) == (
+    100, 4096, 0.1)
+  assert model.prompt.initializer.labels == ("False", "True")
+  assert model.initial_checkpoint_path == "hf://google/t5-xxl-lm-adapt"
+  baseline = runner.build(grid, cells["small-model_tuning-rte-0"])
+  assert baseline.model.prompt is None and baseline.trainable == (".*",)
+  assert baseline.optimizer.learning_rate == 0.001
+
+
+def test_ablations_vary_one_thing():
+  for name, axis, values in (
+      ("figure3a", "length", [1, 5, 20, 100, 150]),
+      ("figure3b", "init", ["ClassLabels", "SampledVocabulary", "Uniform"])):
+    grid = grid_of(f"papers/lester2021/{name}.gin")
+    found = []
+    for cell in grid.cells():
+      if (cell.choices["size"], cell.choices["task"], cell.choices["seed"]) == ("base", "cb", "0"):
+        prompt = runner.build(grid, cell).model.prompt
+        found.append(prompt.length if axis == "length" else type(prompt.initializer).__name__)
+    assert found == values
+
+
+def test_the_family_starts_each_stage_from_the_one_before():
+  grid = grid_of("papers/small/family.gin")
+  for size in ("0m1", "3m0"):
+    first, second = (runner.build(grid, cell) for cell in grid.cells()
+                     if cell.choices["size"] == size)
+    assert second.model.initial_checkpoint_path == first.model_dir
+    assert second.model.backbone == first.model.backbone
+    assert first.task.source.rates["missing_word"] == 0.5
