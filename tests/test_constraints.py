@@ -1,4 +1,4 @@
-"""Constraints on what is generated, against Python loops over all sequences of a tiny vocabulary."""
+"""Constraints on what is generated, against Python loops over all of a tiny vocabulary's rows."""
 
 import itertools
 
