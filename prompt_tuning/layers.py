@@ -94,37 +94,49 @@ def attend(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
   Returns:
     `[B, H, Q, K]`.
   """
-  return _attend_forward(queries, keys, values, bias, mask, keep)[0]
+  return _attended(queries, keys, values, bias, mask, keep)[0]
 
 
-def _attend_forward(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
-                    keep: Array) -> tuple[Array, tuple]:
+def _attend_forward(*args: Any) -> tuple[Array, tuple]:
+  queries, keys, values, bias, mask, keep = (arg.value for arg in args)
+  mixed, weights = _attended(queries, keys, values, bias, mask, keep)
+  kept_bias = bias if args[3].perturbed else None
+  return mixed, (queries, keys, values, kept_bias, keep, weights, mixed)
+
+
+def _attended(queries: Array, keys: Array, values: Array, bias: Array, mask: Array,
+              keep: Array) -> tuple[Array, Array]:
+  """What `attend` returns, and the weights before dropout."""
   # Softmax in float32: probabilities of long inputs vanish in bfloat16.
   logits = jnp.einsum("bhqk,bhsk->bhqs", queries, keys, preferred_element_type=jnp.float32)
   logits = logits + (bias + jnp.where(mask, 0.0, MASKED))
   shifted = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   weights = (shifted / jnp.sum(shifted, axis=-1, keepdims=True)).astype(values.dtype)
-  mixed = jnp.einsum("bhqs,bhsk->bhqk", weights * keep, values)
-  return mixed, (queries, keys, values, bias, keep, weights, mixed)
+  return jnp.einsum("bhqs,bhsk->bhqk", weights * keep, values), weights
 
 
-def _attend_backward(saved: tuple, grad: Array) -> tuple:
+def _attend_backward(saved: tuple, grad: Any) -> tuple:
+  if isinstance(grad, jax.custom_derivatives.SymbolicZero):
+    return (None,) * 6
   queries, keys, values, bias, keep, weights, mixed = saved
   # K ahead of S in these two: XLA's CPU back end takes a fifth less for the pair.
   of_values = jnp.einsum("bhqk,bhqs->bhks", grad, weights * keep)
   of_weights = keep * jnp.einsum("bhqk,bhsk->bhqs", grad, values,
                                  preferred_element_type=jnp.float32)
   rows = jnp.sum(mixed * grad, axis=-1, keepdims=True, dtype=jnp.float32)
-  # Two products and a sum read this; without the barrier XLA may compute it once for each.
-  of_logits = jax.lax.optimization_barrier(weights * (of_weights - rows))
-  narrow = of_logits.astype(queries.dtype)
+  # Two products (and a sum) read this; without the barrier XLA may compute it once for each.
+  of_logits, of_bias = weights * (of_weights - rows), None
+  if bias is None:  # frozen: nothing needs more digits than the products do
+    narrow = jax.lax.optimization_barrier(of_logits.astype(queries.dtype))
+  else:
+    of_logits = jax.lax.optimization_barrier(of_logits)
+    narrow, of_bias = of_logits.astype(queries.dtype), _sum_to(of_logits, bias.shape)
   of_queries = jnp.einsum("bhqs,bhsk->bhqk", narrow, keys)
   of_keys = jnp.einsum("bhqk,bhqs->bhks", queries, narrow)
-  return (of_queries, of_keys.swapaxes(2, 3), of_values.swapaxes(2, 3),
-          _sum_to(of_logits, bias.shape), None, None)
+  return of_queries, of_keys.swapaxes(2, 3), of_values.swapaxes(2, 3), of_bias, None, None
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
 class Dense(nn.Module):

@@ -192,8 +192,8 @@ class ModelConfig:
     output = backbone["decoder"].get("logits_dense", {}).get("kernel")
     table = backbone["token_embedder"]["embedding"]
     if isinstance(table, quantization.Quantized):
-      table, output = (None if leaf is None else quantization.dequantize(leaf, jnp.float32)
-                       for leaf in (table, output))
+      whole = jax.jit(functools.partial(quantization.dequantize, dtype=jnp.float32))
+      table, output = (None if leaf is None else whole(leaf) for leaf in (table, output))
     output = hosts.fetch(output)
     sources = Sources(embedding=hosts.fetch(table), encode=tokenizer.encode,
                       num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,
