@@ -4,10 +4,12 @@ import jax
 import pytest
 
 from prompt_tuning import config, gin_files
+from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
 from prompt_tuning.eval_run import EvalConfig
 from prompt_tuning.experiments import runner
 from prompt_tuning.experiments.grid import Grid
 from prompt_tuning.prompted import abstract_params
+from prompt_tuning.tasks import table
 
 PAPERS = [name for name in gin_files.shipped_names() if name.startswith("papers/")]
 TEXTS = {name: (gin_files.shipped_folder() / name).read_text() for name in PAPERS}
@@ -39,8 +41,9 @@ def covering(cells):
 def test_every_other_file_is_a_part_of_a_grid():
   """Settings, tasks and parts of grids are named by a grid, or by a file that one names."""
   for name in set(PAPERS) - set(GRIDS):
-    assert any(name in text for other, text in TEXTS.items() if other != name) or (
-      "prompt-tuning train --gin_file=" + name in TEXTS[name]), name
+    named = any(name in text for other, text in TEXTS.items() if other != name)
+    # Or they stand for themselves, beside a command.
+    assert named or f" --gin_file={name}" in TEXTS[name] or name.count("/") == 1, name
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -58,11 +61,13 @@ def test_every_choice_of_a_grid_builds(name):
   built = [runner.build(grid, cell) for cell in covering(cells)]
   assert built
   for settings in built:
-    assert settings.task.name and settings.task.feature_lengths["inputs"] > 0
+    assert settings.task.source is not None or table.has(settings.task.name)
+    assert settings.task.feature_lengths["inputs"] > 0
     prompt, backbone = settings.model.prompt, settings.model.backbone
     assert prompt is None or getattr(prompt, "config", backbone) == backbone
     assert isinstance(settings, EvalConfig) or prompt is not None or (
       settings.trainable == (".*",))
+  assert all(map(table.has, grid.also_on))
   # One of each grid down to the shapes of its parameters.
   shapes = abstract_params(built[-1].model.module())
   assert all(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -86,6 +91,14 @@ def test_the_settings_of_lester_2021():
   baseline = runner.build(grid, cells["small-model_tuning-rte-0"])
   assert baseline.model.prompt is None and baseline.trainable == (".*",)
   assert baseline.optimizer.learning_rate == 0.001
+
+
+def test_autoprompt_of_shin_2020_builds():
+  config.load(["commands/autoprompt.gin", "papers/shin2020/sst2.gin", "models/t5_1_1_base.gin"],
+              ["MODEL_DIR = 'x'", "INITIAL_CHECKPOINT_PATH = 'random'", "VOCABULARY = 'bytes'"])
+  settings = config.build(AutoPromptConfig)
+  assert (settings.candidates, settings.model.prompt.length, settings.sentinel) == (100, 3, True)
+  assert settings.task.variant.taskless and table.has(settings.task.name)
 
 
 def test_ablations_vary_one_thing():

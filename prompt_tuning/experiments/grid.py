@@ -62,7 +62,8 @@ class Grid:
     test_split: evaluated after training with the best step, and by `eval` cells; None: nothing is.
     also_on: names of other tasks that every run of a task is evaluated on (domain shift).
     metrics: task (the choice's name, or an entry of `also_on`) -> the metric of the CSV; without
-      one it is accuracy where there is one, else the loss.
+      one it is accuracy where there is one, else the loss. `validation` is empty where training
+      was judged by another one.
     stages: an axis whose choices follow upon each other (a stage may start from the one before it):
       a shard takes all stages of a cell. None: runs do not depend on each other.
     places: name -> text.

@@ -73,7 +73,7 @@ def score_by_size(rows: Sequence[Row], *, overlay: bool = False) -> Any:
   for axis, (title, own) in zip(axes, panels, strict=True):
     _draw_lines(axis, series.lines(own, by))
     _draw_majority(axis, own)
-    if overlay and all(task.startswith("super_glue") for task in tasks):
+    if overlay and set(tasks) == published.SUPER_GLUE_TASKS:
       _overlay(axis, title)
     _log_axis(axis, own, "backbone_parameters")
     _label(axis, title, "parameters of the backbone", series.metric_of(own))

@@ -10,6 +10,7 @@ XXL = 11_135_332_352
 # Task -> (model tuning, prompt tuning), F1, table 1.
 SHIFT = {"squad": (94.9, 94.8), "textbookqa": (54.3, 66.8), "bioasq": (77.9, 79.1),
          "race": (59.8, 60.7), "re": (88.4, 88.8), "duorc": (68.9, 67.7), "drop": (68.9, 67.1)}
+SUPER_GLUE_TASKS = {"boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"}
 # SuperGLUE's mean, table 3.
 SUPER_GLUE = {"prompt tuning, mean of five": 90.5, "prompt tuning, best of five": 91.0,
               "prompt tuning, ensemble of five": 91.3}

@@ -94,9 +94,13 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
   summary = outcome.summary
   several = settings.members is not None
   table = summary["table"] if several else [{**summary["best"], "best_step": summary["best_step"]}]
-  metric = _metric(grid, cell, None, table[0])
+  # Text may be judged by its loss while training, and decoded once, at the end: no validation then.
+  wanted = grid.metrics.get(cell.choices.get("task", ""), main_metric(table[0]))
+  metric = wanted if wanted in table[0] or grid.test_split is not None else (
+    _metric(grid, cell, None, table[0]))
   # The task's own seed column is the choice's name.
-  rows: list[Row] = [{"validation": row[metric], "metric": metric, "best_step": row["best_step"],
+  rows: list[Row] = [{"validation": row.get(metric), "metric": metric,
+                      "best_step": row["best_step"],
                       **({"seed": row["seed"]} if several else {})} for row in table]
   if grid.test_split is not None:
     for task in (None, *grid.also_on):
@@ -154,12 +158,16 @@ def _numbers(grid: Grid, cell: Cell, task: str | None, report: Report) -> Row:
 
 
 def _metric(grid: Grid, cell: Cell, task: str | None, metrics: Mapping[str, Any]) -> str:
-  name = grid.metrics.get(task or cell.choices.get("task", ""),
-                          "accuracy" if "accuracy" in metrics else "loss")
+  name = grid.metrics.get(task or cell.choices.get("task", ""), main_metric(metrics))
   if name not in metrics:
     raise UserError(f"METRICS asks {cell.name} for a metric that it has not", found=name,
                     wanted="one of " + ", ".join(metrics), fix=nearest(name, metrics))
   return name
+
+
+def main_metric(metrics: Mapping[str, Any]) -> str:
+  """The metric of a task that METRICS does not name."""
+  return "accuracy" if "accuracy" in metrics else "loss"
 
 
 def _prompt_file(folder: pathlib.Path) -> str:

@@ -112,10 +112,10 @@ def metric_of(rows: Iterable[Row]) -> str:
 def over_tasks(rows: Sequence[Row]) -> list[Row]:
   """A row a (size, method, seed) that was run on every task: the mean of its scores.
 
-  Nothing where the tasks are measured by different metrics, or there is only one.
+  Nothing where a task is measured by its loss, or there is only one.
   """
   tasks = distinct(rows, "task")
-  if len(tasks) < 2 or len(distinct(rows, "metric")) != 1:
+  if len(tasks) < 2 or "loss" in distinct(rows, "metric"):
     return []
   groups: dict[tuple[Any, ...], list[Row]] = {}
   for row in rows:
