@@ -24,7 +24,7 @@ from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.task_setup import set_up
-from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks import vocabularies, windows
 from prompt_tuning.tasks.metrics import Target
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.token_cache import FEATURES, TokenCache
@@ -269,14 +269,23 @@ class Evaluator:
                   [target.text for target in targets], predictions, log_probs)
 
   def _decode(self, call) -> Result:
-    predictions, losses = [], []
+    predictions, losses, scores = [], [], []
+    of_windows = self._spec is not None and windows.of_windows(self._spec.source)
     for batch in self._batches():
-      tokens = call(self._model, generation.generate, self._placed(batch["encoder_input_tokens"]),
-                    None, self._placed(batch.get("prompt_ids")),
+      inputs, ids = (self._placed(batch.get(name)) for name in ("encoder_input_tokens",
+                                                               "prompt_ids"))
+      tokens = call(self._model, generation.generate, inputs, None, ids,
                     max_length=self._lengths["targets"])
       kept = tokens[batch["row_mask"]]
       predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
       losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
+      if of_windows:
+        found = call(self._model, scoring.output_scores, inputs, self._placed(tokens), ids)
+        scores += found[batch["row_mask"]].tolist()
+    if of_windows:
+      # A question has one answer: that of the window in which the model is surest.
+      groups = [target.group for target in _targets(self._rows())]
+      predictions = [predictions[row] for row in windows.best(groups, scores)]
     result = self.generated(predictions)
     result.metrics["loss"] = _mean_loss(losses)
     return result

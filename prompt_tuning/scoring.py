@@ -76,6 +76,15 @@ def label_scores(model: PromptedT5, params: Any, tokens: Array, labels: Array,
   return scores.reshape(rows, classes)
 
 
+def output_scores(model: PromptedT5, params: Any, tokens: Array, outputs: Array,
+                  prompt_ids: Array | None = None) -> Array:
+  """`[B, S]` inputs and `[B, U]` outputs -> the log-likelihood `[B]` of each row's own output."""
+  shifted = jnp.pad(outputs, ((0, 0), (1, 0)))[:, :-1]
+  logits = model.apply({"params": params}, tokens, shifted, enable_dropout=False,
+                       prompt_ids=prompt_ids)
+  return sequence_log_likelihood(logits, outputs, (outputs != 0).astype(jnp.float32))
+
+
 def token_losses(model: PromptedT5, params: Any, batch: Mapping[str, Array]) -> Array:
   """`[2]`: summed cross-entropy of the target tokens, and their number."""
   logits = model.apply({"params": params}, batch["encoder_input_tokens"],

@@ -73,15 +73,23 @@ def _texts(row: Row) -> list[str]:
   return list(row["answers"]["text"] if isinstance(row["answers"], Mapping) else row["answers"])
 
 
-def best(groups: Sequence[str], scores: Sequence[float]) -> list[int]:
-  """The row of each group with the highest score, in the order in which the groups begin.
+def of_windows(source: Any) -> bool:
+  """Whether a source's rows are windows, whatever chooses or orders them."""
+  while source is not None and not isinstance(source, Windows):
+    source = getattr(source, "source", None)
+  return source is not None
+
+
+def best(groups: Sequence[str | None], scores: Sequence[float]) -> list[int]:
+  """For each row the row of its group that has the highest score, the first of equal ones.
 
   Args:
-    groups: of each row.
+    groups: of each row; None: a row by itself.
     scores: log-likelihood of the answer that the model gave in each.
   """
-  chosen: dict[str, int] = {}
-  for row, group in enumerate(groups):
-    if group not in chosen or scores[row] > scores[chosen[group]]:
-      chosen[group] = row
-  return list(chosen.values())
+  chosen: dict[Any, int] = {}
+  keys = [("row", row) if group is None else group for row, group in enumerate(groups)]
+  for row, key in enumerate(keys):
+    if key not in chosen or scores[row] > scores[chosen[key]]:
+      chosen[key] = row
+  return [chosen[key] for key in keys]

@@ -16,6 +16,7 @@ from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks.windows import Windows
 from prompt_tuning.trees import Split
 
 BYTES = vocabularies.load_light("bytes")
@@ -229,3 +230,49 @@ def test_settings_that_do_not_fit(evaluator, name, settings, message):
 
 def test_a_task_without_metrics_is_measured_by_its_loss(evaluator):
   assert evaluator("eval_plain", metrics=()).method == "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """Two questions; the context's words are what the model reads."""
+
+  splits: tuple[str, ...] = ("train", "validation")
+
+  def spec(self):
+    return TaskSpec(name="eval_windows", source=Windows(self, size=1, stride=1), labels=None,
+                    to_text=_of_a_window, metrics=("squad",))
+
+  def rows(self, split):
+    for context in ("one two six", "ten four"):
+      yield {"question": "?", "context": context, "answers": ["two"]}
+
+  def fingerprint(self):
+    return "questions"
+
+
+def _of_a_window(row):
+  return {"inputs": row["context"], "targets": row["answers"][0], "references": row["answers"],
+          "group": row["window_of"]}
+
+
+def test_a_question_in_windows_has_the_answer_of_the_surest_window(params, tmp_path):
+  task = TaskConfig(name="eval_windows", feature_lengths=LENGTHS, source=Questions(),
+                    cache_dir=str(tmp_path))
+  result = Evaluator(MODEL_CONFIG, task, EvalSettings(batch_size=2))({}, params, NOTHING)
+  words = ["one", "two", "six", "ten", "four"]
+  assert result.inputs == words
+  wanted = []
+  model = fast_jit(lambda *arrays: MODEL.apply({"params": params}, *arrays, enable_dropout=False))
+  for word in words:
+    tokens, ids, total = encoder_row(word), [], 0.0
+    for _ in range(LENGTHS["targets"]):
+      given = np.array([[0, *ids]], np.int32)
+      given = np.pad(given, ((0, 0), (0, LENGTHS["targets"] - given.shape[1])))
+      logits = np.asarray(model(tokens, given), np.float64)[0, len(ids)]
+      ids.append(int(logits.argmax()))
+      total += logits[ids[-1]] - np.log(np.exp(logits).sum())
+      if ids[-1] == 1:
+        break
+    wanted.append((total, BYTES.decode(ids)))
+  first, second = max(wanted[:3]), max(wanted[3:])
+  assert result.predictions == [first[1]] * 3 + [second[1]] * 2
