@@ -7,6 +7,7 @@ standard input is a run, a line on standard output its result.
   -> {"codes": [...], "seconds": [after the kill, each], "logs": [...]}
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from toy_runs import PROMPT, SMALL, TOY, Folder
 from prompt_tuning import train_loop
 from prompt_tuning.main import main
 
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 900
 # One layer a stack compiles in less time.
 MODEL = SMALL.replace("coder_layers = 2", "coder_layers = 1")
 
@@ -59,6 +60,7 @@ def child(arguments, devices, log, kill, cache):
         advance(self)
 
       train_loop.Progress.advance = advance_and_die
+    faulthandler.enable()  # A process that is ended for hanging says where it hung.
     code = main(arguments)
     if code == 0 and jax.distributed.is_initialized():
       jax.distributed.shutdown()
@@ -76,7 +78,7 @@ def start(folder, run):
   address, children = f"127.0.0.1:{free_port()}", {}
   for host in range(count):
     own = [*arguments, "--hosts", str(count), "--host", str(host), "--coordinator", address,
-           "--host_timeout", str(run.get("timeout", 10))] if count > 1 else arguments
+           "--host_timeout", str(run.get("timeout", 120))] if count > 1 else arguments
     for word, value in run.get("own_flags", {}).get(str(host), {}).items():
       own.append(f"{word}={value}")
     log = str(folder.path / f"{run['name']}.{host}.log")
@@ -100,7 +102,7 @@ def finish(children):
     time.sleep(0.02)
   for process, (host, _) in children.items():
     if host not in codes:
-      os.kill(process, signal.SIGKILL)
+      os.kill(process, signal.SIGABRT)
       os.waitpid(process, 0)
       codes[host], ended[host] = "hung", time.time()
   killed = [Path(f"{log}.killed") for _, log in children.values()]

@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.e2e
-TIMEOUT = 10  # --host_timeout of the runs.
+TIMEOUT = 30  # --host_timeout, long enough for a machine that does other things too.
 
 
 class Launcher:
@@ -68,7 +68,7 @@ def one(launcher):
 def test_two_processes_one_is_killed_both_resume_to_the_bits_of_one(launcher, one):
   result = launcher.run("two", 2, kill=[1, 6, 9], timeout=TIMEOUT)
   assert result["codes"] == [3, -9], result["logs"][0]
-  assert result["seconds"][0] < TIMEOUT + 5
+  assert result["seconds"][0] < TIMEOUT + 10
   assert "another one is gone" in result["logs"][0] and "host 1" in result["logs"][0]
   assert "resumes from the last checkpoint" in result["logs"][0]
   result = launcher.run("two", 2)
