@@ -141,7 +141,7 @@ def ensembles(rows: Sequence[Row]) -> Any:
         next(row["test"] for row in own if row["run"] == run and row["ensemble"] == kind)
         for run in runs]
     spread = [float(np.std(alone[run], ddof=1)) for run in runs]  # type: ignore[arg-type]
-    labels = [row.get("size") or row["run"] for run in runs
+    labels = [row.get("size") or run.partition("-")[0] for run in runs
               for row in [next(r for r in own if r["run"] == run)]]
     _draw_bars(axis, labels, kinds, {"mean of the prompts": spread})
     _label(axis, task, "", series.metric_of(own))
@@ -177,10 +177,13 @@ def training_curves(rows: Sequence[Row], curves: Sequence[Row]) -> Any:
   runs = {row["run"]: row for row in rows if row["status"] == DONE and not row.get("ensemble")}
   by = "task" if any(row.get("task") for row in runs.values()) else "stage"
   paths: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+  # Of several prompts in a run each is a line, and their mean none.
+  several = {point["run"] for point in curves if point["split"].startswith("validation/")}
   for point in curves:
     row = runs.get(point["run"])
     if row is None or not point["split"].startswith("validation") or (
-        point["metric"] != row["metric"]):
+        point["metric"] != row["metric"]) or (
+          point["split"] == "validation" and point["run"] in several):
       continue
     panel = ": ".join(filter(None, (row.get(by), row.get("method"))))
     key = (panel, row.get("size") or row["run"].split("-")[0], point["run"] + point["split"])
