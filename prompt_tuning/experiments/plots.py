@@ -28,7 +28,7 @@ _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#5
 _MARKERS = "osD^vP*X"
 _DASHES = ("-", "--", "-.", ":", (0, (6, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
-_PANEL = (4.2, 3.3)
+_PANEL = (4.2, 3.7)
 
 
 def draw_all(table: pathlib.Path, folder: pathlib.Path, *, overlay: bool = False
@@ -87,6 +87,8 @@ def ablations(rows: Sequence[Row]) -> Any:
     return None
   panels = []
   for setting in series.settings_of(rows):
+    if len(series.distinct(rows, setting)) < 2:
+      continue
     for task in series.distinct(rows, "task") or [""]:
       own = [row for row in rows if row[setting] and row.get("task", "") == task]
       if _has_scores(own):
@@ -139,10 +141,10 @@ def ensembles(rows: Sequence[Row]) -> Any:
         next(row["test"] for row in own if row["run"] == run and row["ensemble"] == kind)
         for run in runs]
     spread = [float(np.std(alone[run], ddof=1)) for run in runs]  # type: ignore[arg-type]
-    labels = [row.get("size") or row["run"] for run in runs
+    labels = [row.get("size") or run.partition("-")[0] for run in runs
               for row in [next(r for r in own if r["run"] == run)]]
     _draw_bars(axis, labels, kinds, {"mean of the prompts": spread})
-    _label(axis, task, "", series.metric_of(own), below=True)
+    _label(axis, task, "", series.metric_of(own))
   return figure
 
 
@@ -166,23 +168,26 @@ def domain_shift(rows: Sequence[Row], *, overlay: bool = False) -> Any:
     for method, values in published.domain_shift(targets).items():
       kinds[f"{method}, published"] = values
   _draw_bars(axis, targets, kinds, spreads)
-  _label(axis, "", "", series.metric_of(elsewhere), below=True)
+  _label(axis, "", "", series.metric_of(elsewhere))
   return figure
 
 
 def training_curves(rows: Sequence[Row], curves: Sequence[Row]) -> Any:
-  """A panel a task (or stage): the validation score by step, thin a run; None without any."""
+  """A panel a task and method (or stage): the validation score by step, a line a run."""
   runs = {row["run"]: row for row in rows if row["status"] == DONE and not row.get("ensemble")}
   by = "task" if any(row.get("task") for row in runs.values()) else "stage"
   paths: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+  # Of several prompts in a run each is a line, and their mean none.
+  several = {point["run"] for point in curves if point["split"].startswith("validation/")}
   for point in curves:
     row = runs.get(point["run"])
     if row is None or not point["split"].startswith("validation") or (
-        point["metric"] != row["metric"]):
+        point["metric"] != row["metric"]) or (
+          point["split"] == "validation" and point["run"] in several):
       continue
-    name = "-".join(filter(None, (row.get("method"), row.get("size"))))
-    paths.setdefault((row.get(by) or "", name, point["run"] + point["split"]), []).append(
-      (point["step"], point["value"]))
+    panel = ": ".join(filter(None, (row.get(by), row.get("method"))))
+    key = (panel, row.get("size") or row["run"].split("-")[0], point["run"] + point["split"])
+    paths.setdefault(key, []).append((point["step"], point["value"]))
   paths = {key: path for key, path in paths.items() if len(path) > 1}
   panels = list(dict.fromkeys(key[0] for key in paths))
   if not panels:
@@ -197,7 +202,7 @@ def training_curves(rows: Sequence[Row], curves: Sequence[Row]) -> Any:
         axis.plot(*zip(*sorted(path), strict=True), **style,
                   label=None if name in shown else name.replace("_", " "))
         shown.add(name)
-    own = [row for row in runs.values() if (row.get(by) or "") == title]
+    own = [row for row in runs.values() if (row.get(by) or "") == title.partition(":")[0]]
     _label(axis, title, "step", f"validation {series.metric_of(own)}")
   return figure
 
@@ -274,15 +279,15 @@ def _short(count: float) -> str:
   return f"{count:.0f}"
 
 
-def _label(axis: Any, title: str, x: str, y: str, *, below: bool = False) -> None:
-  """Args: below: the legend has no room inside."""
+def _label(axis: Any, title: str, x: str, y: str) -> None:
   axis.set_title(title.replace("_", " "), fontsize=10)
   axis.set_xlabel(x)
   axis.set_ylabel(y.replace("_", " "))
   axis.spines[["top", "right"]].set_visible(False)
   if axis.get_legend_handles_labels()[1]:
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2} if below else {}
-    axis.legend(frameon=False, fontsize=7, **place)
+    # Below: inside, it would hide what is drawn.
+    axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center",
+                bbox_to_anchor=(0.5, -0.2 if x else -0.12))
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:

@@ -85,6 +85,7 @@ def test_training_curves_are_the_validation_metric():
             for step in (0.0, 2.0) for split in ("validation", "train")
             for metric in ("accuracy", "loss")]
   (axis,) = plots.training_curves(rows, curves).axes
+  assert axis.get_title() == "t: prompt"
   (line,) = axis.lines
   assert list(line.get_xdata()) == [0.0, 2.0] and list(line.get_ydata()) == [0.0, 0.2]
   assert plots.training_curves(rows, []) is None
