@@ -223,7 +223,7 @@ def _prefixes(scope: str) -> list[str]:
 def _how_to_use(macro: str, macros: Collection[str], shipped: Sequence[Source]) -> str:
   readers = [source.label for source in shipped
              if any(ref == Macro(macro) for s in source.settings for ref in references(s.value))]
-  files = [label for label in readers if not label.startswith("commands/")]
+  files = [label for label in readers if not label.startswith(("commands/", "t5x/"))]
   if files:
     return f"{_one_of(files)}, which reads {macro}"
   if readers:
