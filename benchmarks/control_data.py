@@ -1,4 +1,4 @@
-"""AG News as continuations, for the study of controlled generation (docs/results_serving.md).
+"""AG News as continuations, for the study of controlled generation (docs/control.md).
 
   python benchmarks/outside_data.py DATA_DIR runs/outside
   python benchmarks/control_data.py runs/outside runs/control
