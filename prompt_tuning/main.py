@@ -63,7 +63,7 @@ class Arguments:
   def prompts(self) -> list[tuple[str, str]]:
     """The (name, source) pairs of `--prompt NAME=SOURCE`."""
     pairs = []
-    for text in getattr(self.options, "prompt", []):
+    for text in getattr(self.options, "prompt_pairs", []):
       name, _, source = text.partition("=")
       if not name or not source:
         raise UserError("--prompt is not NAME=SOURCE", found=text,
@@ -378,7 +378,8 @@ def _demo(arguments: Arguments) -> int:
 
 
 def _prompt_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--prompt", action="append", default=[], metavar="NAME=SOURCE",
+  parser.add_argument("--prompt", dest="prompt_pairs", action="append", default=[],
+                      metavar="NAME=SOURCE",
                       help="a task and its prompt: a file, a MODEL_DIR, MODEL_DIR/members, or "
                       "none; repeatable: tasks that share batches, a name twice is an ensemble")
 

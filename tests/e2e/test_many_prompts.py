@@ -9,7 +9,7 @@ import pytest
 from toy_runs import PROMPT, SMALL, TOY, Folder
 
 from prompt_tuning import config as gin_config
-from prompt_tuning import run_report
+from prompt_tuning import evaluate, run_report
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.errors import UserError
@@ -17,6 +17,7 @@ from prompt_tuning.eval_run import EvalConfig, evaluate_run
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.prompts.initializers import SampledVocabulary, Uniform
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.metrics import Target
 from prompt_tuning.train import TrainConfig, train
 from prompt_tuning.trees import Split
 
@@ -118,7 +119,7 @@ def test_ensembles_are_those_of_the_predictions(folder, many):
   assert found["mean_probability"]["label_loss"] == pytest.approx(loss / len(targets), rel=1e-5)
 
 
-def test_votes_ties_and_means(folder):
+def test_votes_ties_and_means(folder, monkeypatch):
   config = folder.config("none")
   evaluator = Evaluator(config.model, config.task, config.eval_settings)
 
@@ -126,6 +127,7 @@ def test_votes_ties_and_means(folder):
     """Rows that each ensemble gets right; `of_yes`: each prompt's probabilities of "yes"."""
     results = [Result({}, [], targets, [], np.log(np.stack([p, 1.0 - p], axis=1)))
                for p in map(np.asarray, of_yes)]
+    monkeypatch.setattr(evaluate, "_targets", lambda rows: [Target(text) for text in targets])
     found = evaluator.ensembles(results)
     return [round(found[name]["accuracy"] * len(targets))
             for name in ("majority_vote", "mean_probability")]

@@ -12,7 +12,7 @@ from run_differences import differences
 from safetensors.numpy import load_file, save_file
 from toy_runs import Folder
 
-from prompt_tuning import config, partitioning, scoring, train_state, trees
+from prompt_tuning import config, generation, partitioning, scoring, train_state, trees
 from prompt_tuning import train_loop as train_module
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.errors import UserError
@@ -43,8 +43,9 @@ def whole(folder):
   with pytest.MonkeyPatch.context() as patch:
     original = train_state.make_train_step
     patch.setattr(train_module, "make_train_step", lambda *args: counted(original(*args)))
-    for name in ("label_scores", "token_losses", "generate"):
-      patch.setattr(scoring, name, counted(getattr(scoring, name)))
+    for module, name in ((scoring, "label_scores"), (scoring, "token_losses"),
+                         (generation, "generate")):
+      patch.setattr(module, name, counted(getattr(module, name)))
     outcome = folder.train("whole")
   config.clear()
   return outcome, counts
