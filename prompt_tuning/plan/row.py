@@ -13,7 +13,7 @@ import jax
 
 from prompt_tuning.layouts import layout_of
 from prompt_tuning.partitioning import num_slices
-from prompt_tuning.plan import hlo
+from prompt_tuning.plan import gpu_targets, hlo
 from prompt_tuning.plan.program import PlanConfig, build
 from prompt_tuning.plan.topologies import Topology
 
@@ -98,7 +98,8 @@ def compile_row(config: PlanConfig, kind: str, topology: Topology,
   if path is not None and path.is_file():
     found = json.loads(path.read_text())
   else:
-    found = _compile(lowered, program.unknown_trips)
+    options = gpu_targets.COMPILER_OPTIONS if topology.platform == "cuda" else None
+    found = _compile(lowered, program.unknown_trips, options)
     if path is not None:
       path.parent.mkdir(parents=True, exist_ok=True)
       partial = path.with_suffix(f".{os.getpid()}")
@@ -110,14 +111,15 @@ def compile_row(config: PlanConfig, kind: str, topology: Topology,
   return Row(**about, **found)
 
 
-def _compile(lowered: Any, unknown_trips: int | None) -> dict[str, Any]:
+def _compile(lowered: Any, unknown_trips: int | None,
+             options: dict[str, Any] | None) -> dict[str, Any]:
   began = time.process_time()
   found: dict[str, Any] = {
     "fits": False, "peak_gib": None, "argument_gib": None, "temp_gib": None,
     "matmul_tflops": None, "collective_gb": None, "collective_gb_by_kind": {}, "gigacycles": None,
     "error": None}
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:

@@ -61,10 +61,10 @@ KINDS: dict[str, Kind] = {
   "v6e": Kind(compiler="v6e", hbm_gib=31.24, grids=_FLAT, link_bytes_per_cycle=256.0),
   "tpu7x": Kind(compiler="tpu7x", hbm_gib=94.74, grids=_CUBES, per_chip=2, devices_per_chip=2,
                 link_bytes_per_cycle=300.0),
-  "a100-40g": Kind(compiler="a100", hbm_gib=40.0, grids=None),
-  "a100-80g": Kind(compiler="a100", hbm_gib=80.0, grids=None),
-  "h100": Kind(compiler="h100", hbm_gib=79.65, grids=None),
-  "h200": Kind(compiler="h100", hbm_gib=140.4, grids=None),
+  "a100-40g": Kind(compiler="a100-40g", hbm_gib=39.59, grids=None),
+  "a100-80g": Kind(compiler="a100-80g", hbm_gib=79.26, grids=None),
+  "h100": Kind(compiler="h100", hbm_gib=79.11, grids=None),
+  "h200": Kind(compiler="h200", hbm_gib=140.4, grids=None),
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "a100": "a100-80g", "v7x": "tpu7x",
             "ironwood": "tpu7x", "trillium": "v6e"}
