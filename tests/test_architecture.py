@@ -65,7 +65,7 @@ ROWS = (
   ("5b", "train_loop"),
   ("5b", "member_run"),
   ("5b", "train"),
-  ("5c", "plan.hlo", "plan.theory"),
+  ("5c", "plan.gpu_targets", "plan.hlo", "plan.theory"),
   ("5c", "plan", "plan.topologies"),
   ("5c", "plan.program"),
   ("5c", "plan.row"),

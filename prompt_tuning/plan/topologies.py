@@ -107,9 +107,8 @@ class Topology:
       UserError: the compiler is not installed.
     """
     if self.platform == "cuda":
-      # The GPU compiler wants a description of the device, which is not here yet.
-      raise UserError("Programs for GPUs cannot be planned yet", found=self.name,
-                      wanted="a TPU topology", fix="plan for v5e-8, v5p-8, v6e-4, ...")
+      from prompt_tuning.plan import gpu_targets
+      return gpu_targets.devices(self.kind.compiler, self.grid[0], self.slices)
     try:
       import libtpu  # noqa: F401
     except ImportError as error:

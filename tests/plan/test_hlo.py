@@ -10,9 +10,9 @@ from prompt_tuning.plan import hlo, theory
 # As the TPU compiler writes: batch dimensions as dilated windows, a loop without a known trip count
 # that counts to 24 by 2, a collective at its start and end, and cycles of a fusion.
 TEXT = """
-%fused (p0: bf16[4,128,128], p1: bf16[128,256]) -> bf16[4,128,256] {
+%fused (p0: bf16[4,128,128], p1: bf16[128,256,1]) -> bf16[4,128,256] {
   %p0 = bf16[4,128,128]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %p1 = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(1)
+  %p1 = bf16[128,256,1]{2,1,0:T(8,128)(2,1)} parameter(1)
   ROOT %c = bf16[4,128,256]{2,1,0} convolution(%p0, %p1), window={size=1}, dim_labels=0bf_io0->0bf
 }
 

@@ -1,21 +1,17 @@
 """Machines by name, and programs over shapes: every size with every method, nothing allocated."""
 
-import dataclasses
 import importlib.util
-import json
 
 import jax
 import pytest
 
 from prompt_tuning import config, gin_files, trees
 from prompt_tuning.errors import UserError
-from prompt_tuning.main import main
 from prompt_tuning.partitioning import Partitioner
-from prompt_tuning.plan import program, search, theory
+from prompt_tuning.plan import program
 from prompt_tuning.plan.program import PlanConfig
-from prompt_tuning.plan.row import Row
-from prompt_tuning.plan.topologies import KINDS, find
-from prompt_tuning.prompted import abstract_params, logical_axes
+from prompt_tuning.plan.topologies import find
+from prompt_tuning.prompted import abstract_params
 
 SIZES = [name for name in gin_files.shipped_names() if name.startswith("models/")]
 METHODS = [name for name in gin_files.shipped_names() if name.startswith("prompts/")]
@@ -37,7 +33,7 @@ def test_machines_by_the_names_they_are_sold_under(name, compiler, devices):
 
 
 @pytest.mark.parametrize("name,words", [
-  ("v5f-8", ("no such topology", "did you mean 'v5e'")), ("v5e", ("no such topology", "v5e-8")),
+  ("v5f-8", ("no such topology", "'v5e'")), ("v5e", ("no such topology", "v5e-8")),
   ("v5e-12", ("not made in this size", "8, 16", "v5e-8")),
   ("v4-7", ("not made in this size", "v4-8"))])
 def test_a_machine_that_is_not_sold(name, words):
@@ -61,10 +57,8 @@ def test_every_size_with_every_method_can_be_laid_out(size):
     if method in ("prompts/soft.gin", "prompts/none.gin"):
       partitioner.layout.check(plan.model.backbone, plan.batch_size)
       state, frozen, batch = program.train_shapes(plan, partitioner)
-      total = trees.num_bytes(frozen)
-      one = sum(leaf.sharding.shard_shape(leaf.shape)[0] * leaf.dtype.itemsize * int(
-        leaf.size / max(leaf.shape[0], 1) / max(1, leaf.size // leaf.size))
-        for leaf in jax.tree.leaves(batch))
-      assert total > 0 and one > 0 and jax.tree.leaves(state)
+      everything = trees.count(abstract_params(plan.model.module()))
+      assert trees.count(frozen) + trees.count(state.trainable) == everything
+      assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(batch)} == {4}
     else:
       assert plan.model.prompt is not None
