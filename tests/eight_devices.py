@@ -12,7 +12,7 @@ import numpy as np
 from descriptors import CASES, CONFIG, batch, fast_jit, loss, random_params
 from golden.make_shardings import table
 
-from prompt_tuning import scoring, trees
+from prompt_tuning import generation, trees
 from prompt_tuning.optimizers import Adafactor
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import abstract_params, logical_axes
@@ -73,7 +73,7 @@ def trained(layout, devices, remat, pieces):
                     LossConfig(num_microbatches=pieces), 0), compiler_options=FAST)
   for _ in range(2):
     state, metrics = step(state, frozen, made)
-  generate = partitioner.jit(functools.partial(scoring.generate, model, max_length=5),
+  generate = partitioner.jit(functools.partial(generation.generate, model, max_length=5),
                              compiler_options=FAST)
   tokens = generate(split.merge(state.trainable, frozen), made["encoder_input_tokens"])
   return metrics, state.trainable, tokens
