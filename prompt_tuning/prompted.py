@@ -7,6 +7,7 @@ Lester et al. 2021 (arXiv 2104.08691), section 2: the prompt is concatenated ahe
 input and the whole passes through the encoder, so positions are plainly 0 ... P+T-1.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -172,13 +173,12 @@ def init_backbone(key: Array, config: T5Config) -> dict:
 
 def abstract_params(model: PromptedT5) -> dict:
   """The parameter tree as shapes; nothing is allocated."""
-  return nn.meta.unbox(jax.eval_shape(lambda key: _init_boxed(model, key), jax.random.key(0)))
+  return nn.meta.unbox(_boxed_shapes(model))
 
 
 def logical_axes(model: PromptedT5) -> dict:
   """The parameter tree as `PartitionSpec`s of logical axis names."""
-  boxed = jax.eval_shape(lambda key: _init_boxed(model, key), jax.random.key(0))
-  return nn.get_partition_spec(boxed)
+  return nn.get_partition_spec(_boxed_shapes(model))
 
 
 def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
@@ -200,6 +200,12 @@ def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
                     wanted=f"D = {sources.embedding.shape[1]}",
                     fix="use one models/*.gin file for both")
   return model.prompt.initial_params(key, params, sources)
+
+
+@functools.lru_cache(maxsize=4)
+def _boxed_shapes(model: PromptedT5) -> dict:
+  """Shapes and logical axes; a run asks several times, and each answer is a trace."""
+  return jax.eval_shape(lambda key: _init_boxed(model, key), jax.random.key(0))
 
 
 def _init_boxed(model: PromptedT5, key: Array) -> dict:

@@ -1,6 +1,8 @@
 """Machines by name, and programs over shapes: every size with every method, nothing allocated."""
 
 import importlib.util
+import json
+import math
 
 import jax
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from prompt_tuning import config, gin_files, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.partitioning import Partitioner
-from prompt_tuning.plan import program
+from prompt_tuning.plan import program, search
 from prompt_tuning.plan.program import PlanConfig
-from prompt_tuning.plan.topologies import find
+from prompt_tuning.plan.row import Row
+from prompt_tuning.plan.topologies import KINDS, find
 from prompt_tuning.prompted import abstract_params
 
 SIZES = [name for name in gin_files.shipped_names() if name.startswith("models/")]
@@ -57,8 +60,92 @@ def test_every_size_with_every_method_can_be_laid_out(size):
     if method in ("prompts/soft.gin", "prompts/none.gin"):
       partitioner.layout.check(plan.model.backbone, plan.batch_size)
       state, frozen, batch = program.train_shapes(plan, partitioner)
-      everything = trees.count(abstract_params(plan.model.module()))
-      assert trees.count(frozen) + trees.count(state.trainable) == everything
-      assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(batch)} == {4}
+      here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                 for leaf in jax.tree.leaves(frozen))
+      # All but vectors and position biases lies on one of four devices.
+      assert trees.num_bytes(frozen) / 4 <= here <= 1.01 * trees.num_bytes(frozen) / 4
+      assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in batch.values()} == {4}
+      if method == "prompts/soft.gin":
+        prompt = state.trainable["prompt"]["embedding"]
+        assert prompt.sharding.is_fully_replicated and prompt.shape[0] == 100
     else:
       assert plan.model.prompt is not None
+
+
+def test_a_step_is_planned_with_what_its_gin_files_say():
+  plan = planned("models/t5_1_1_small.gin", "prompts/soft.gin", bindings=[
+    "FROZEN_DTYPE = 'int8'", "REMAT = 'encoder=full,decoder=none'", "NUM_MICROBATCHES = 2",
+    "TASK_FEATURE_LENGTHS = {'inputs': 20, 'targets': 6}", "LAYOUT = 'fsdp,tensor=2'"])
+  made = program.build(plan, "train", jax.devices())
+  assert plan.loss.num_microbatches == 2
+  backbone = trees.count(abstract_params(plan.model.module())["backbone"])
+  assert 1.0 <= made.frozen_bytes / backbone <= 1.01
+  # A prompt of 100 x 512 and Adafactor's moment of it, which is not factored; a few counts.
+  assert 8 * 100 * 512 <= made.trained_bytes <= 8 * 100 * 512 + 64
+
+
+def test_theory_of_a_prompt_step_by_hand():
+  """T5 1.1, prompt only: every product of the forward pass, and each again for the gradient of its
+  input, but for what no gradient reaches (the decoder's own embeddings reach nothing trained, yet
+  in a scan all layers are alike; the encoder's first layer is reached, by the prompt)."""
+  plan = planned("models/t5_1_1_small.gin", "prompts/soft.gin",
+                 bindings=["TASK_FEATURE_LENGTHS = {'inputs': 412, 'targets': 32}"])
+  c = plan.model.backbone
+  rows, s, u = 8, 512, 32
+  d, j, f, v = c.emb_dim, c.num_heads * c.head_dim, c.mlp_dim, c.vocab_size
+  encoder = rows * s * (4 * d * j + 3 * d * f) + 2 * rows * s * s * j
+  decoder = rows * u * (6 * d * j + 3 * d * f) + 2 * rows * s * d * j + (
+    2 * rows * u * u * j + 2 * rows * u * s * j)
+  forward = 2 * (c.num_encoder_layers * encoder + c.num_decoder_layers * decoder
+                 + rows * u * d * v)
+  # Attention's two products have two gradients each.
+  attention = 2 * (c.num_encoder_layers * 2 * rows * s * s * j + c.num_decoder_layers * (
+    2 * rows * u * u * j + 2 * rows * u * s * j))
+  made = program.build(plan, "train", jax.devices()[:1])
+  assert made.theory == 2 * forward + attention
+
+
+def row(**changes):
+  values = dict(
+    topology="v5e-8", program="train", layout="fsdp=8", remat="none", frozen_dtype="bfloat16",
+    batch_size=8, microbatches=1, dropout=0.0, devices=8, fits=True, hbm_gib=15.75, peak_gib=8.0,
+    argument_gib=1.0, temp_gib=7.0, lower_bound_gib=1.0, trained_gib=0.0, matmul_tflops=2.0,
+    theory_tflops=2.0, collective_gb=1.0, collective_gb_by_kind={}, gigacycles=1.0,
+    compile_seconds=1.0, program_hash="0", versions={})
+  return Row(**values | changes)
+
+
+def test_the_best_row_is_the_cheapest_that_fits_with_a_margin():
+  topology = find("v5e-8")
+  rows = [row(gigacycles=1.0, peak_gib=15.0), row(gigacycles=2.0), row(gigacycles=2.0, peak_gib=7),
+          row(fits=False, gigacycles=0.1), row(gigacycles=1.5, collective_gb=1000.0)]
+  assert search.best(rows, topology, limit_gib=14.0) == rows[2]
+  assert search.best(rows, topology, limit_gib=15.5) == rows[0]
+  assert search.best(rows[3:4], topology, limit_gib=15.5) is None
+  # A gigabyte over links of 133 bytes a cycle is 7.5 megacycles.
+  links = KINDS["v5e"].link_bytes_per_cycle
+  assert search.cost(row(), topology) == pytest.approx(1.0 + 1.0 / links)
+
+
+@needs_libtpu
+def test_a_tiny_step_is_compiled_for_four_chips(tmp_path, capsys, monkeypatch):
+  """The command as a user runs it, twice: the second time nothing is compiled."""
+  monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path))
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+  flags = ["plan", "--topology=v5e-4", "--json", "--gin_file=models/tiny.gin",
+           "--gin_file=prompts/soft.gin", "--gin.BATCH_SIZE=8", "--gin.LAYOUT='fsdp,tensor=2'",
+           "--gin.FROZEN_DTYPE='bfloat16'", "--gin.REMAT='save_projections'",
+           "--gin.TASK_FEATURE_LENGTHS={'inputs': 28, 'targets': 8}"]
+  found = []
+  for _ in range(2):
+    assert main(flags) == 0
+    found.append(json.loads(capsys.readouterr().out))
+  first, second = found
+  assert first == second and len(list((tmp_path / "plans").iterdir())) == 1
+  assert first["fits"] and first["devices"] == 4 and first["layout"] == "fsdp=2,tensor=2"
+  assert first["peak_gib"] < first["hbm_gib"] == 15.75
+  # Frozen weights once over the devices, trained state on each.
+  assert first["argument_gib"] >= first["lower_bound_gib"]
+  # Nothing but attention is computed twice.
+  assert 1.0 <= first["matmul_tflops"] / first["theory_tflops"] <= 1.1
+  assert first["collective_gb"] == pytest.approx(sum(first["collective_gb_by_kind"].values()))
