@@ -21,6 +21,9 @@ from prompt_tuning.train_state import LossConfig, make_train_step, new_state
 LAYOUTS = ("fsdp", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor_sequence=2", "data=4,tensor=2",
            "replicated")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# One of each file of prompts/; what else CASES has of it (banks, say) lies in the same places.
+METHODS = [case for case in CASES[1:] if not case.is_dummy and "_" not in
+           case.name.removeprefix("low_")]
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -52,8 +55,8 @@ def of_method(case, layout):
   report(f"gradient:{case.name}", layout, found, wanted)
 
 
-def trained(layout, devices, remat, pieces):
-  """Two steps, then decoding: metrics, prompt, tokens."""
+def trained(layout, devices, remat, pieces, decodes=True):
+  """Two steps, then decoding: metrics, prompt, tokens (None: not decoded)."""
   model = CASES[0].model(remat=remat)
   params, axes, data = random_params(model), logical_axes(model), rows(model)
   split = trees.plan_split(abstract_params(model), ())
@@ -73,6 +76,8 @@ def trained(layout, devices, remat, pieces):
                     LossConfig(num_microbatches=pieces), 0), compiler_options=FAST)
   for _ in range(2):
     state, metrics = step(state, frozen, made)
+  if not decodes:
+    return metrics, state.trainable, None
   generate = partitioner.jit(functools.partial(generation.generate, model, max_length=5),
                              compiler_options=FAST)
   tokens = generate(split.merge(state.trainable, frozen), made["encoder_input_tokens"])
@@ -83,9 +88,11 @@ if __name__ == "__main__":
   assert jax.device_count() == 8 and CONFIG.num_heads == 2, sys.argv
   reference = trained("replicated", 1, "none", 1)
   for i, each in enumerate(LAYOUTS):
-    *found, tokens = trained(each, 8, ("none", "full", "save_projections")[i % 3], 1 + i % 2)
+    *found, tokens = trained(each, 8, ("none", "full", "save_projections")[i % 3], 1 + i % 2,
+                             decodes=i % 2 == 0)
     report("trained", each, found, reference[:2])
-    report("tokens", each, tokens, reference[2])
-  for i, each in enumerate(case for case in CASES[1:] if not case.is_dummy):
+    if tokens is not None:
+      report("tokens", each, tokens, reference[2])
+  for i, each in enumerate(METHODS):
     of_method(each, LAYOUTS[i % 4])
   print(table(jax.devices()), end="")

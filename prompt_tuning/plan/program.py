@@ -1,7 +1,7 @@
 """The train step or the decoding that gin files describe, over shapes: nothing is allocated.
 
 What is lowered here is what `train` and `infer` lower: the step of `train_state.py`, `generate` of
-`scoring.py`, the shardings of `partitioning.py`.
+`generation.py`, the shardings of `partitioning.py`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import scoring, trees
+from prompt_tuning import generation, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.layouts import Layout
 from prompt_tuning.optimizers import Optimizer
@@ -152,7 +152,7 @@ def _decode(config: PlanConfig, partitioner: Partitioner) -> Program:
     ids = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=partitioner.over_batch())
 
   def generate(params: Any, tokens: Any, ids: Any) -> Any:
-    return scoring.generate(model, params, tokens, None, ids, max_length=length)
+    return generation.generate(model, params, tokens, None, ids, max_length=length)
 
   compiled = partitioner.jit(generate)
   return Program(lambda: compiled.lower(params, tokens, ids), trees.num_bytes(params["backbone"]),

@@ -36,7 +36,7 @@ class Row:
       was refused.  theory_tflops: what the program needs, an equal share of it a device.
     collective_gb: moved a program, of all kinds.  collective_gb_by_kind: apart.
     gigacycles: modelled by the TPU compiler, without collectives; for ratios alone.
-    compile_seconds: of processor time; 0.0 where the row was kept.
+    compile_seconds: of processor time, when it was compiled.
     program_hash: of the lowered program; with `versions` and the topology the key of the cache.
     error: of the compiler, its first line.
   """

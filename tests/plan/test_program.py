@@ -9,6 +9,7 @@ import pytest
 
 from prompt_tuning import config, gin_files, trees
 from prompt_tuning.errors import UserError
+from prompt_tuning.main import main
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.plan import program, search
 from prompt_tuning.plan.program import PlanConfig
@@ -149,3 +150,18 @@ def test_a_tiny_step_is_compiled_for_four_chips(tmp_path, capsys, monkeypatch):
   # Nothing but attention is computed twice.
   assert 1.0 <= first["matmul_tflops"] / first["theory_tflops"] <= 1.1
   assert first["collective_gb"] == pytest.approx(sum(first["collective_gb_by_kind"].values()))
+
+
+def test_decoding_is_planned_with_its_caches():
+  """Theory by hand: the encoder and cross-attention's keys and values once, then U cached steps."""
+  plan = planned("models/t5_1_1_small.gin", "prompts/soft.gin",
+                 bindings=["TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 8}"])
+  c = plan.model.backbone
+  rows, s, u = 8, 128, 8
+  d, j, f, v = c.emb_dim, c.num_heads * c.head_dim, c.mlp_dim, c.vocab_size
+  encoder = rows * s * (4 * d * j + 3 * d * f) + 2 * rows * s * s * j
+  once = c.num_encoder_layers * encoder + c.num_decoder_layers * 2 * rows * s * d * j
+  step = c.num_decoder_layers * rows * (6 * d * j + 3 * d * f + 2 * u * j + 2 * s * j) + (
+    rows * d * v)
+  made = program.build(plan, "decode", jax.devices()[:1])
+  assert made.theory == 2 * (once + u * step) and made.unknown_trips == u
