@@ -27,8 +27,11 @@ def show_row(row: Row) -> None:
   if row.argument_gib is None or row.peak_gib is None:
     return
   print(f"memory:   arguments {row.argument_gib:.3f} GiB, temporaries {row.temp_gib:.3f} GiB; all "
-        f"weights once over the devices {row.lower_bound_gib:.3f} GiB, the peak is "
-        f"{row.peak_gib / row.lower_bound_gib:.2f} times that")
+        f"frozen weights once over the devices {row.lower_bound_gib:.3f} GiB, the peak over that "
+        f"{_over_weights(row)}")
+  if row.matmul_tflops is None:
+    print(f"not counted: {row.error}")
+    return
   print(f"products: {row.matmul_tflops:.3f} TFLOP a device, {_share(row)} times what the program "
         f"needs ({row.theory_tflops:.3f})")
   kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in row.collective_gb_by_kind.items())
@@ -50,7 +53,7 @@ def show_search(found: Search, topology: Topology) -> None:
   for row in sorted(found.rows, key=lambda row: (not row.fits, cost(row, topology))):
     peak = "refused" if row.peak_gib is None else f"{row.peak_gib:.2f}"
     table.add_row(row.layout, row.remat, row.frozen_dtype, peak if row.fits else f"({peak})",
-                  *(("-", "-", "-") if not row.fits else (
+                  *(("-", "-", "-") if row.matmul_tflops is None else (
                     _share(row), f"{row.collective_gb:.2f}",
                     f"{cost(row, topology) / least:.2f}")))
   Console().print(table)
@@ -78,10 +81,18 @@ def markdown(rows: Sequence[Row]) -> str:
     else:
       cycles = "-" if row.gigacycles is None else f"{row.gigacycles:.3f}"
       cells += [f"**{row.peak_gib:.2f}**", f"{row.hbm_gib:.2f}",
-                f"{row.peak_gib / row.lower_bound_gib:.2f}", f"{row.matmul_tflops:.2f}",
-                _share(row), f"{row.collective_gb:.1f}", cycles]
+                _over_weights(row)]
+      cells += ["not readable", "-", "-", "-"] if row.matmul_tflops is None else [
+        f"{row.matmul_tflops:.2f}", _share(row), f"{row.collective_gb:.1f}", cycles]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _over_weights(row: Row) -> str:
+  """"-" where all weights are trained."""
+  if row.peak_gib is None or not row.lower_bound_gib:
+    return "-"
+  return f"{row.peak_gib / row.lower_bound_gib:.2f}"
 
 
 def _share(row: Row) -> str:

@@ -31,14 +31,15 @@ class Row:
     fits: the compiler took it (TPU), or its peak is below the memory (GPU).
     hbm_gib, peak_gib, argument_gib, temp_gib: memory of a device, and of the program on it. Of a
       program that was refused the peak is what it would have used, as the compiler says.
-    lower_bound_gib: all weights, each stored on one device alone.
+    lower_bound_gib: all frozen weights, each stored on one device alone.
     matmul_tflops: operations (10^12) of products, recomputation included; None of a program that
-      was refused.  theory_tflops: what the program needs, an equal share of it a device.
+      was refused or cannot be read.
+    theory_tflops: what the program needs, an equal share of it a device.
     collective_gb: moved a program, of all kinds.  collective_gb_by_kind: apart.
     gigacycles: modelled by the TPU compiler, without collectives; for ratios alone.
     compile_seconds: of processor time, when it was compiled.
     program_hash: of the lowered program; with `versions` and the topology the key of the cache.
-    error: of the compiler, its first line.
+    error: of the compiler, its first line; or why a program that fits could not be counted.
   """
 
   topology: str
@@ -131,13 +132,20 @@ def _compile(lowered: Any, unknown_trips: int | None,
     return found | {"error": text.splitlines()[0][:300],
                     "compile_seconds": time.process_time() - began}
   memory = compiled.memory_analysis()
-  text = compiled.as_text()
+  found |= {"fits": True, "peak_gib": memory.peak_memory_in_bytes / GIB,
+            "argument_gib": memory.argument_size_in_bytes / GIB,
+            "temp_gib": memory.temp_size_in_bytes / GIB}
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    # Some programs for v5p and v6e, with asynchronous collectives, jaxlib 0.10.2 cannot read.
+    return found | {"error": "the compiled program cannot be read, so nothing in it is counted: "
+                    + str(error).splitlines()[0][:200],
+                    "compile_seconds": time.process_time() - began}
   counts = hlo.count(text, unknown_trips)
   by_kind = counts.collective_bytes()
   return found | {
-    "fits": True, "peak_gib": memory.peak_memory_in_bytes / GIB,
-    "argument_gib": memory.argument_size_in_bytes / GIB,
-    "temp_gib": memory.temp_size_in_bytes / GIB, "matmul_tflops": counts.flop / 1e12,
+    "matmul_tflops": counts.flop / 1e12,
     "collective_gb": sum(by_kind.values()) / 1e9,
     "collective_gb_by_kind": {kind: size / 1e9 for kind, size in sorted(by_kind.items())},
     "gigacycles": counts.cycles / 1e9 if counts.cycles else None,
