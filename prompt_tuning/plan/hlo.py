@@ -6,7 +6,7 @@ since tracing (a dead gradient, a recomputation, a collective) is seen as it is.
 device: the text of a partitioned program is that of one device.
 
 On TPUs products are convolutions whose batch dimensions stand as dilated windows; only taps that
-meet an element of the input count. A collective that runs beside computation is printed at its
+meet an element of the input count. On GPUs they are calls of cuBLAS. A collective that runs beside computation is printed at its
 start, at its end and in between, with one channel id: it counts once.
 """
 
@@ -28,6 +28,8 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _PRODUCT_CALL = re.compile(r'custom_call_target="[^"]*(?:matmul|dot|gemm)', re.IGNORECASE)
+_BLAS_CALL = 'custom_call_target="__cublas$'
+_BLAS_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([\d",]*)\]')
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ITEM_BITS = {"pred": 8, "bf16": 16}
 
@@ -102,7 +104,7 @@ def count(hlo: str, unknown_trips: int | None = None) -> Counts:
     flop = cycles = 0.0
     collectives: dict[str, tuple[str, float]] = {}
     for each in computations[name]:
-      if _PRODUCT_CALL.search(each.rest):
+      if _PRODUCT_CALL.search(each.rest) and _BLAS_CALL not in each.rest:
         raise ValueError(f"a product in a custom call cannot be counted: {each.name}")
       flop += _product(each, shapes)
       inner = [of(called) for called in _called(each)]
@@ -164,6 +166,12 @@ def _product(each: Instruction, shapes: Mapping[str, Instruction]) -> float:
     left = shapes[each.operands[0]].sizes
     contracted = _numbers(_CONTRACTED.search(each.rest)[1])  # type: ignore[index]
     return 2.0 * math.prod(each.sizes) * math.prod(left[axis] for axis in contracted)
+  if _BLAS_CALL in each.rest:
+    # Its result is a tuple: the product, and a workspace.
+    contracted = _BLAS_CONTRACTED.search(each.rest)
+    left = shapes[each.operands[0]].sizes
+    axes = _numbers(contracted[1].replace('"', ""))  # type: ignore[index]
+    return 2.0 * math.prod(each.sizes) * math.prod(left[axis] for axis in axes)
   if each.opcode == "convolution":
     return _convolution(each, *(shapes[name].sizes for name in each.operands[:2]))
   return 0.0

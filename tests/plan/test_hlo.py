@@ -71,6 +71,24 @@ def test_batched_products_that_stand_as_dilated_windows():
   assert hlo.matmul_flop(reversed_) == 2 * 4 * 2 * 128 * 128 * 64
 
 
+def blas(result, operands, target, contracted):
+  """A line as the GPU compiler writes it."""
+  return (f'({result}, s8[33554432]{{0}}) custom-call({operands}), custom_call_target="{target}", '
+          'backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+          f'{{"lhs_contracting_dimensions":["{contracted}"],"lhs_batch_dimensions":[]}}}}}}\n')
+
+
+def test_products_that_a_gpu_calls_a_library_for():
+  text = ("ENTRY %m (x: bf16[512,128]) -> bf16[512,256] {\n"
+          "  %x = bf16[512,128]{1,0} parameter(0)\n  %w = bf16[128,256]{1,0} parameter(1)\n"
+          "  %v = f32[8,32,16]{2,1,0} parameter(2)\n  %each = "
+          + blas("f32[8,32,32]{2,1,0}", "%v, %v", "__cublas$lt$matmul", 2) + "  ROOT %all = "
+          + blas("bf16[512,256]{1,0}", "%x, %w", "__cublas$gemm", 1) + "}\n")
+  assert hlo.matmul_flop(text) == 2 * 8 * 32 * 32 * 16 + 2 * 512 * 128 * 256
+  with pytest.raises(ValueError, match="cannot be counted: each"):
+    hlo.matmul_flop(text.replace("__cublas$lt$matmul", "my_matmul"))
+
+
 def test_a_loop_that_ends_by_its_data_needs_a_count():
   text = TEXT.replace("compare(%i, %bound), direction=LT", "and(%i, %bound)")
   with pytest.raises(hlo.UnknownTrips, match="unknown_trips"):
