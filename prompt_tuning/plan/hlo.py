@@ -6,8 +6,8 @@ since tracing (a dead gradient, a recomputation, a collective) is seen as it is.
 device: the text of a partitioned program is that of one device.
 
 On TPUs products are convolutions whose batch dimensions stand as dilated windows; only taps that
-meet an element of the input count. On GPUs they are calls of cuBLAS. A collective that runs beside computation is printed at its
-start, at its end and in between, with one channel id: it counts once.
+meet an element of the input count. On GPUs they are calls of cuBLAS. A collective that runs beside
+computation is printed at its start, at its end and in between, with one channel id: it counts once.
 """
 
 import dataclasses

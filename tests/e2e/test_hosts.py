@@ -22,7 +22,8 @@ TIMEOUT = 30  # --host_timeout, long enough for a machine that does other things
 class Launcher:
   def __init__(self, folder):
     self.folder = folder
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(HERE),
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(
+                                  filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
                                 # Compiles in less time; all runs here are compared with each other.
                                 "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     self._process = subprocess.Popen(

