@@ -14,12 +14,11 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import statistics
 import time
 
 import jax
 
-from benchmarks.shipped_model import command, flags
+from benchmarks.shipped_model import command, flags, mean_and_deviation
 from prompt_tuning import host_memory
 
 
@@ -29,14 +28,18 @@ class Shift:
     metric: what the table shows.
     targets: (task, split)s that are evaluated; the first is the source itself.
     settings: of both commands on the shipped model.
+    labels: TASK_LABELS of evaluations by task, where two data sets name their classes differently.
   """
 
   metric: str
   targets: tuple[tuple[str, str], ...]
   settings: dict = dataclasses.field(default_factory=dict)
+  labels: dict = dataclasses.field(default_factory=dict)
 
 
 MRQA = ("bioasq", "drop", "duorc", "race", "re", "textbookqa")
+_PARAPHRASES = {"glue_mrpc": None, "glue_qqp": {"not_duplicate": "not_equivalent",
+                                               "duplicate": "equivalent"}}
 _SHORT = {"TASK_FEATURE_LENGTHS": {"inputs": 88, "targets": 4}}
 SHIFTS = {
   "docstrings": Shift("accuracy",
@@ -46,8 +49,10 @@ SHIFTS = {
   "mr": Shift("accuracy", (("mr", "test"), ("glue_sst2", "validation")), _SHORT),
   "squad": Shift("f1", (("squad", "validation"),
                         *((f"mrqa_{name}", "validation") for name in MRQA))),
-  "qqp": Shift("f1", (("glue_qqp", "validation"), ("glue_mrpc", "validation"))),
-  "mrpc": Shift("f1", (("glue_mrpc", "validation"), ("glue_qqp", "validation"))),
+  "qqp": Shift("f1", (("glue_qqp", "validation"), ("glue_mrpc", "validation")),
+               labels=_PARAPHRASES),
+  "mrpc": Shift("f1", (("glue_mrpc", "validation"), ("glue_qqp", "validation")),
+                labels=_PARAPHRASES),
   "webnlg": Shift("bleu", (("webnlg", "test_seen"), ("webnlg", "test_unseen"))),
   "xsum": Shift("rougeL", (("xsum", "test"), ("cnn_dailymail", "test"))),
 }
@@ -91,7 +96,9 @@ def run(name: str, method: str, seed: int | None, out: pathlib.Path, steps: int,
     own = [f"--gin.PROMPT_FILE={prompt!r}"] if seed is None else []
     for task, split in shift.targets:
       place = folder / f"on_{task}_{split}_{each}"
-      command(["eval", f"--gin.MODEL_DIR={str(folder)!r}", *own, f"--gin.SPLIT={split!r}",
+      own_labels = {"TASK_LABELS": shift.labels[task]} if task in shift.labels else {}
+      command(["eval", f"--gin.MODEL_DIR={str(folder)!r}", *own, *flags(own_labels),
+               f"--gin.SPLIT={split!r}",
                f"--gin.MIXTURE_OR_TASK_NAME={task!r}", f"--gin.OUTPUT_DIR={str(place)!r}"], log)
       metrics = json.loads(next(place.glob("eval_*.json")).read_text())["metrics"]
       results.append({"shift": name, "method": method, "seed": each, "task": task, "split": split,
@@ -127,16 +134,9 @@ def table(out: pathlib.Path, names: list[str]) -> str:
       majority = majorities.get(key)
       lines.append(f"| {SHIFTS[name].targets[0][0]} | {task}, {split} | {SHIFTS[name].metric} | "
                    f"{'' if majority is None else f'{majority:.3f}'} | "
-                   + " | ".join(_mean(found.get(key, {}).get(method, [])) for method in METHODS)
-                   + " |")
+                   + " | ".join(mean_and_deviation(found.get(key, {}).get(method, []))
+                                for method in METHODS) + " |")
   return "\n".join(lines)
-
-
-def _mean(values: list[float]) -> str:
-  if not values:
-    return "not run"
-  spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-  return f"{statistics.mean(values):.3f}{spread} ({len(values)})"
 
 
 def main() -> None:

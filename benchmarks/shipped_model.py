@@ -173,11 +173,12 @@ def table(out: pathlib.Path) -> None:
   print("| data set, test rows (metric) | " + " | ".join(methods) + " |")
   print("|---" * (len(methods) + 1) + "|")
   for dataset in (*OUTSIDE, *DOCSTRINGS):
-    row = [_mean(values.get((dataset, method), ())) for method in methods]
+    row = [mean_and_deviation(values.get((dataset, method), ())) for method in methods]
     print(f"| {dataset} ({SHOWN.get(dataset, 'accuracy')}) | " + " | ".join(row) + " |")
 
 
-def _mean(values) -> str:
+def mean_and_deviation(values) -> str:
+  """As a table shows them: mean ± deviation (number), or that there is none."""
   values = [value for value in values if value is not None]
   if not values:
     return "not run"

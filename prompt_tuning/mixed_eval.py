@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import ensembles, prompt_bank, steering
+from prompt_tuning import ensembles, hosts, prompt_bank, steering
 from prompt_tuning.disk import write_text
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompt_bank import Bank
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.run_dir import environment
@@ -113,6 +114,8 @@ def evaluate_mixed(config: MixedEvalConfig) -> MixedReport:
   Raises:
     UserError: a setting, a file or the data is wrong.
   """
+  partitioner = Partitioner.make(config.model.layout)
+  partitioner.layout.check(config.model.backbone)
   bank = prompt_bank.read_bank(config.model, config.prompts)
   plain = dataclasses.replace(config.model, prompt=None, template=None)
   evaluators = {name: Evaluator(plain, config.task_of(name), config.eval_settings)
@@ -122,13 +125,14 @@ def evaluate_mixed(config: MixedEvalConfig) -> MixedReport:
       raise UserError(f"Task {name!r} is neither ranked nor generated", found="a task of losses",
                       wanted="labels, or metrics of texts",
                       fix="evaluate it alone, with --gin.METHOD=\"'loss'\"")
-  server = Server(bank=bank, params=bank.load(config.seed), lengths=config.task.feature_lengths,
-                  batch_size=config.eval_settings.batch_size)
+  server = Server(bank=bank, params=bank.load(config.seed, partitioner),
+                  lengths=config.task.feature_lengths,
+                  batch_size=config.eval_settings.batch_size, partitioner=partitioner)
   answers = _answer(bank, server, evaluators)
   reports = {}
   for name, evaluator in evaluators.items():
     reports[name] = _report(bank, server, name, evaluator, answers[name])
-  files = [] if config.output_dir is None else _write(config, reports)
+  files = [] if config.output_dir is None or not hosts.is_first() else _write(config, reports)
   return MixedReport(reports, len(bank.groups), files)
 
 

@@ -40,7 +40,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if axis.lines:
       axis.legend(frameon=False)
-  _save(figure, path)
+  save(figure, path)
 
 
 def draw_learning_rates(rates: Sequence[float], values: Sequence[float], metric: str,
@@ -56,7 +56,7 @@ def draw_learning_rates(rates: Sequence[float], values: Sequence[float], metric:
   axis.set_ylabel(metric.replace("_", " "))
   axis.spines[["top", "right"]].set_visible(False)
   axis.legend(frameon=False)
-  _save(figure, path)
+  save(figure, path)
 
 
 def draw_heat_map(matrix: np.ndarray, names: Sequence[str], path: pathlib.Path) -> None:
@@ -67,10 +67,11 @@ def draw_heat_map(matrix: np.ndarray, names: Sequence[str], path: pathlib.Path) 
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
   figure.colorbar(image, ax=axis, label="cosine")
-  _save(figure, path)
+  save(figure, path)
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a figure whole or not at all, and closes it."""
   figure.tight_layout()
   partial = path.with_name(path.stem + ".partial.png")
   figure.savefig(partial, dpi=150)

@@ -4,11 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+from prompt_tuning.plots import plt, save
 
 _MARKERS = "os^Dvx"
 _MOST_NAMES = 60
@@ -63,18 +61,10 @@ def draw_clusters(points: np.ndarray, clusters: Sequence[int], names: Sequence[s
                     textcoords="offset points")
   axis.set_xlabel("first principal component")
   axis.set_ylabel("second principal component")
-  _save(figure, path)
+  save(figure, path)
 
 
 def _finish(figure: Any, axis: Any, path: pathlib.Path) -> None:
   axis.spines[["top", "right"]].set_visible(False)
   axis.legend(frameon=False, fontsize=8)
-  _save(figure, path)
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-  figure.tight_layout()
-  partial = path.with_name(path.stem + ".partial.png")
-  figure.savefig(partial, dpi=150)
-  plt.close(figure)
-  partial.replace(path)
+  save(figure, path)

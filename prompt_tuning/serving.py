@@ -8,14 +8,13 @@ product and softmax is a row's own.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from prompt_tuning import constraints, generation, scoring
+from prompt_tuning import constraints, generation, hosts, scoring
 from prompt_tuning.constraints import Constraints
 from prompt_tuning.converter import trim
 from prompt_tuning.generation import Decoding
@@ -59,7 +58,8 @@ class Server:
     batch_size: rows that the model reads at once.
     decoding, limits, steering: of what is generated.
     seed: of sampling; row i draws the same whatever batch it is in.
-    partitioner: splits batches as the parameters are; None: all is on one device.
+    partitioner: splits batches as the parameters are; None: all is on one device. Of several
+      hosts every one has all rows, and gets all answers.
   """
 
   bank: Bank
@@ -96,7 +96,7 @@ class Server:
   def _placed(self, array: Any) -> Any:
     if self.partitioner is None or array is None:
       return array
-    return self.partitioner.put_batch(array)
+    return hosts.put(array, self.partitioner.over_batch())
 
   def _batch(self, rows: Sequence[Row], numbers: Sequence[int], size: int,
              label_shape: np.ndarray | None) -> list[np.ndarray]:
@@ -110,17 +110,20 @@ class Server:
                         length)
     tokens = self._placed(tokens)
     prompt_ids = self._placed(prompts) if len(group.prompts) > 1 else None
-    call = functools.partial(scoring.call, {}, params, _NO_SPLIT, group.model,
-                             partitioner=self.partitioner)
+
+    def call(*args: Any, **static: Any) -> np.ndarray:
+      return np.asarray(hosts.fetch(scoring.call(
+        {}, params, _NO_SPLIT, group.model, *args, partitioner=self.partitioner, **static)))
+
     if label_shape is None:
       key = purpose_key(self.seed, "sampling")
       keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(
         np.array([*numbers, *[0] * (size - len(rows))], np.uint32))
       made = call(generation.generate, tokens, keys, prompt_ids, self.limits, self.steering,
                   how=self.decoding, max_length=self.lengths["targets"])
-      return list(np.asarray(made)[:len(rows)])
+      return list(made[:len(rows)])
     labels = np.zeros((size, *label_shape), np.int32)
     for out, row in zip(labels, rows, strict=False):
       out[:row.labels.shape[0], :row.labels.shape[1]] = row.labels
-    scores = np.asarray(call(scoring.label_scores, tokens, labels, prompt_ids))
+    scores = call(scoring.label_scores, tokens, labels, prompt_ids)
     return [found[:len(row.labels)] for found, row in zip(scores, rows, strict=False)]

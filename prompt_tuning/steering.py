@@ -119,6 +119,11 @@ class _Read:
   plain: DecoderCache | None = None
 
 
+def _nothing_read(head: AttributeHead, reader: Any, cache: DecoderCache) -> _Read:
+  width = head.kernel.shape[0]
+  return _Read(cache, jnp.zeros((len(reader.tokens), width), jnp.float32))
+
+
 @struct.dataclass
 class Discriminator:
   """Attributes:
@@ -136,8 +141,7 @@ class Discriminator:
   copies = 1
 
   def start(self, reader: Any, cache: DecoderCache) -> _Read:
-    width = self.head.kernel.shape[0]
-    return _Read(cache, jnp.zeros((len(reader.tokens), width), jnp.float32))
+    return _nothing_read(self.head, reader, cache)
 
   def next_logits(self, reader: Any, last: Array, state: _Read) -> tuple[Array, _Read]:
     logits, output, cache = reader.step(last, state.cache)
@@ -177,8 +181,7 @@ class Gradients:
   copies = 1
 
   def start(self, reader: Any, cache: DecoderCache) -> _Read:
-    width = self.head.kernel.shape[0]
-    return _Read(cache, jnp.zeros((len(reader.tokens), width), jnp.float32), cache)
+    return _nothing_read(self.head, reader, cache).replace(plain=cache)
 
   def next_logits(self, reader: Any, last: Array, state: _Read) -> tuple[Array, _Read]:
     base, _, plain = reader.step(last, state.plain)

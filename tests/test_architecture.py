@@ -88,6 +88,8 @@ ROWS = (
   ("6", "experiments.command"),
   ("6", "experiments"),
   ("6", "demo"),
+  ("7", "command_line"),
+  ("7", "commands"),
   ("7", "main"),
   ("7", "__main__"),
 )

@@ -10,8 +10,8 @@ import pytest
 from small_models import GIN, save_backbone
 
 from prompt_tuning import config
-from prompt_tuning import main as main_module
 from prompt_tuning import train as train_module
+from prompt_tuning.command_line import Command
 from prompt_tuning.main import COMMANDS, main
 from prompt_tuning.native_logs import quiet_imports
 from prompt_tuning.tasks import table
@@ -67,8 +67,7 @@ def test_help(capsys):
   for name, command in COMMANDS.items():
     assert name in out
     assert main([name, "--help"]) == 0
-    # `t5x` hands its gin flags on, and names them in its help.
-    assert ("--gin_file" in capsys.readouterr().out) == (command.takes_gin or name == "t5x")
+    assert ("--gin_file" in capsys.readouterr().out) == command.takes_gin
 
 
 def test_without_a_command(capsys):
@@ -104,7 +103,7 @@ def test_debug_shows_the_traceback(capsys):
 def test_keyboard_interrupt(monkeypatch, capsys):
   def stop(arguments):
     raise KeyboardInterrupt
-  monkeypatch.setitem(COMMANDS, "demo", main_module.Command("", stop, None, False))
+  monkeypatch.setitem(COMMANDS, "demo", Command("", stop, None, False))
   assert main(["demo"]) == 130
   assert "Interrupted." in capsys.readouterr().err
 

@@ -15,14 +15,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
-
-from prompt_tuning.experiments import published, series  # noqa: E402
-from prompt_tuning.experiments.results import DONE, Row, read_table  # noqa: E402
+from prompt_tuning.experiments import published, series
+from prompt_tuning.experiments.results import DONE, Row, read_table
+from prompt_tuning.plots import plt, save
 
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vP*X"
@@ -292,9 +289,5 @@ def _label(axis: Any, title: str, x: str, y: str) -> None:
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.tight_layout()
-  partial = path.with_name(path.stem + ".partial.png")
-  figure.savefig(partial, dpi=130)
-  plt.close(figure)
-  partial.replace(path)
+  save(figure, path)
   return path
