@@ -1,6 +1,7 @@
 """What `eval --prompt` shows: a row a prompt, and the rows of what they say together."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,7 +36,7 @@ def table(name: str, task: TaskReport) -> Table:
     result.add_row(escape(label[-_LAST:]), *(
       f"{metrics[metric]:.4g}" if metric in metrics else "" for metric in shown))
 
-  for source, member in zip(task.sources, task.members, strict=True):
+  for source, member in zip(distinct(task.sources), task.members, strict=True):
     add(source, member.metrics)
   if len(task.members) > 1:
     summary = task.summary()
@@ -45,3 +46,10 @@ def table(name: str, task: TaskReport) -> Table:
     for how, metrics in task.together.items():
       add(how.replace("_", " "), metrics)
   return result
+
+
+def distinct(sources: Sequence[str]) -> list[str]:
+  """The names without the folders that all start with: a narrow table cuts their ends off."""
+  common = os.path.commonprefix(list(sources)) if len(sources) > 1 else ""
+  start = common.rfind("/") + 1
+  return [source[start:] for source in sources]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_models import CONFIG, PROMPT_LENGTH, model, save_prompt
 
+from prompt_tuning import prompts_report
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.mixed_eval import MixedEvalConfig, evaluate_mixed
@@ -111,3 +112,10 @@ def test_an_ensemble_is_its_members_and_their_mean(given):
   votes = np.mean([[LABELS.index(p) for p in m.predictions] for m in members], axis=0) > 0.5
   voted = np.mean([LABELS[int(v)] == t for v, t in zip(votes, targets, strict=True)])
   assert report.together["majority_vote"]["accuracy"] == pytest.approx(voted)
+
+
+def test_members_are_told_apart_by_their_own_folders():
+  assert prompts_report.distinct(["a/members/1/prompt.npy", "a/members/12/prompt.npy"]) == [
+    "1/prompt.npy", "12/prompt.npy"]
+  assert prompts_report.distinct(["runs/a", "none"]) == ["runs/a", "none"]
+  assert prompts_report.distinct(["runs/a/prompt.npy"]) == ["runs/a/prompt.npy"]
