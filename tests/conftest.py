@@ -10,8 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile much and run it a few times: XLA spends little on optimising machine code.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = " ".join(
-  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]).strip()
+  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4",
+   QUICK_COMPILATION]).strip()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["PROMPT_TUNING_CACHE"] = str(ROOT / ".pytest_cache" / "prompt_tuning")
 

@@ -170,12 +170,6 @@ def unstacked(params: dict) -> dict:
   return trees.unflatten(flat)
 
 
-def fast_jit(function: Callable, **arguments) -> Callable:
-  """`jax.jit` that spends little on optimising: tests compile much and run it a few times."""
-  return jax.jit(function, **arguments, compiler_options={
-    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
-
-
 def run(model: PromptedT5, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
   """(encoded `[B, S, D]`, logits `[B, U, V]`), not compiled as a whole."""
   tokens, decoder_tokens, prompt_ids = (
@@ -192,7 +186,7 @@ def run(model: PromptedT5, params: dict, batch: dict) -> tuple[jax.Array, jax.Ar
 @functools.cache
 def forward(model: PromptedT5) -> Callable:
   """`run`, compiled once a model: `(params, batch) -> (encoded, logits)`."""
-  return fast_jit(functools.partial(run, model))
+  return jax.jit(functools.partial(run, model))
 
 
 def loss(model: PromptedT5, prompt: dict, backbone: dict, batch: dict) -> jax.Array:
@@ -205,4 +199,4 @@ def loss(model: PromptedT5, prompt: dict, backbone: dict, batch: dict) -> jax.Ar
 @functools.cache
 def loss_and_gradient(model: PromptedT5) -> Callable:
   """`(prompt, backbone, batch) -> (loss, gradient of the prompt)`, compiled once a model."""
-  return fast_jit(jax.value_and_grad(functools.partial(loss, model)))
+  return jax.jit(jax.value_and_grad(functools.partial(loss, model)))

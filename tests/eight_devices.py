@@ -9,7 +9,7 @@ import sys
 
 import jax
 import numpy as np
-from descriptors import CASES, CONFIG, batch, fast_jit, loss, random_params
+from descriptors import CASES, CONFIG, batch, loss, random_params
 from golden.make_shardings import table
 
 from prompt_tuning import generation, trees
@@ -24,7 +24,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # One of each file of prompts/; what else CASES has of it (banks, say) lies in the same places.
 METHODS = [case for case in CASES[1:] if not case.is_dummy and "_" not in
            case.name.removeprefix("low_")]
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def rows(model):
@@ -47,10 +46,10 @@ def of_method(case, layout):
   model = case.model()
   params, data = random_params(model), rows(model)
   function = jax.value_and_grad(functools.partial(loss, model))
-  wanted = fast_jit(function)(params["prompt"], params["backbone"], data)
+  wanted = jax.jit(function)(params["prompt"], params["backbone"], data)
   partitioner = Partitioner.make(layout)
   own = placed(partitioner, model, params)
-  found = partitioner.jit(function, compiler_options=FAST)(
+  found = partitioner.jit(function)(
     own["prompt"], own["backbone"], partitioner.put_batch(data))
   report(f"gradient:{case.name}", layout, found, wanted)
 
@@ -73,13 +72,12 @@ def trained(layout, devices, remat, pieces, decodes=True):
     "decoder_loss_weights": np.ones(data["decoder_tokens"].shape, np.float32)})
   step = partitioner.jit(
     make_train_step(model, split, optimizer, transformation,
-                    LossConfig(num_microbatches=pieces), 0), compiler_options=FAST)
+                    LossConfig(num_microbatches=pieces), 0))
   for _ in range(2):
     state, metrics = step(state, frozen, made)
   if not decodes:
     return metrics, state.trainable, None
-  generate = partitioner.jit(functools.partial(generation.generate, model, max_length=5),
-                             compiler_options=FAST)
+  generate = partitioner.jit(functools.partial(generation.generate, model, max_length=5))
   tokens = generate(split.merge(state.trainable, frozen), made["encoder_input_tokens"])
   return metrics, state.trainable, tokens
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import fast_jit
 
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.layers import RMSNorm, attend, matmul
@@ -36,7 +35,7 @@ def test_attention_and_its_gradients(bias_shape, dropout):
   def both(function):
     def loss(queries, keys, values, bias):
       return jnp.sum(function(queries, keys, values, bias, mask, keep) * wanted)
-    return fast_jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(queries, keys, values, bias)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))(queries, keys, values, bias)
 
   (ours, our_gradients), (plain, gradients) = both(attend), both(plain_attention)
   np.testing.assert_allclose(ours, plain, rtol=1e-5)
@@ -52,7 +51,7 @@ def test_attention_in_bfloat16_is_the_one_in_float32_rounded():
 
   def gradients(arrays):
     keep = jnp.ones((1, 1, 1, 1), arrays[0].dtype)
-    return fast_jit(jax.grad(
+    return jax.jit(jax.grad(
       lambda *x: jnp.sum(jnp.square(attend(*x, bias, mask, keep).astype(jnp.float32))),
       (0, 1, 2)))(*arrays)
 
@@ -81,7 +80,7 @@ def test_norm_and_its_gradients():
     return jnp.sum(x / size * scale[None, None] * wanted)
 
   (our_value, our_gradients), (value, gradients) = (
-    fast_jit(jax.value_and_grad(f, (0, 1)))(x, scale) for f in (ours, plain))
+    jax.jit(jax.value_and_grad(f, (0, 1)))(x, scale) for f in (ours, plain))
   np.testing.assert_allclose(our_value, value, rtol=1e-5)
   for one, other in zip(our_gradients, gradients, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
@@ -90,7 +89,7 @@ def test_norm_and_its_gradients():
 @pytest.mark.parametrize("rows", [(7,), (2, 5), (2, 3, 4)])
 def test_products_with_kernels_and_their_gradients(rows):
   x, kernel, wanted = normal(0, *rows, 6), normal(1, 6, 8), normal(2, *rows, 8)
-  ours, plain = (fast_jit(jax.grad(
+  ours, plain = (jax.jit(jax.grad(
     lambda x, kernel, product=product: jnp.sum(product(x, kernel) * wanted), (0, 1)))(x, kernel)
     for product in (matmul, jnp.dot))
   for one, other in zip(ours, plain, strict=True):

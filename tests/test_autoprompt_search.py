@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import fast_jit
 from small_models import CONFIG, backbone
 
 from prompt_tuning import trees
@@ -135,7 +134,7 @@ def test_class_scores_sum_over_texts_behind_what_is_given():
   texts[0] = [[100, 1], [101, 102]]
   texts[1, 0] = [103, 104]  # its other text is padding
 
-  reference = fast_jit(lambda shifted: jax.nn.log_softmax(MODEL.apply(
+  reference = jax.jit(lambda shifted: jax.nn.log_softmax(MODEL.apply(
     {"params": params}, tokens, shifted, enable_dropout=False)))
 
   def log_prob(text, given):
@@ -145,7 +144,7 @@ def test_class_scores_sum_over_texts_behind_what_is_given():
     return sum(log_probs[:, len(given) + u, token] for u, token in enumerate(text))
 
   for given, width in (((), 1), ((258,), 2)):
-    found = fast_jit(lambda answers, given=given: class_scores(
+    found = jax.jit(lambda answers, given=given: class_scores(
       MODEL, params, tokens, answers, given))(jnp.asarray(texts[:, :, :width]))
     first, second, third = (log_prob(text[:width], given)
                             for text in ([100, 1], [101, 102], [103, 104]))

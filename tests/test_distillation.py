@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CASES, CONFIG, LENGTH, NUM_PROMPTS, fast_jit, forward, random_params
+from descriptors import CASES, CONFIG, LENGTH, NUM_PROMPTS, forward, random_params
 from test_train_state import training_batch
 
 from prompt_tuning import trees
@@ -74,7 +74,7 @@ def test_the_term_equals_numpy_and_moves_the_students_alone(files):
   transformation = optimizer.build(trainable)
   steps = {}
   for name, term in (("taught", distillation.term(model, bank)), ("alone", None)):
-    step = fast_jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0, term))
+    step = jax.jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0, term))
     steps[name] = step(new_state(trainable, transformation), frozen, data)
   (taught, metrics), (alone, plain) = steps["taught"], steps["alone"]
   np.testing.assert_allclose(metrics["term"], wanted, rtol=1e-5)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CONFIG, fast_jit, random_params
+from descriptors import CONFIG, random_params
 
 from prompt_tuning import scoring, trees
 from prompt_tuning.errors import UserError
@@ -76,7 +76,7 @@ def target_row(text):
   return np.array([ids + [0] * (5 - len(ids))], np.int32)
 
 
-LOGITS = fast_jit(lambda params, tokens, shifted: MODEL.apply(
+LOGITS = jax.jit(lambda params, tokens, shifted: MODEL.apply(
   {"params": params}, tokens, shifted, enable_dropout=False))
 
 
@@ -262,7 +262,7 @@ def test_a_question_in_windows_has_the_answer_of_the_surest_window(params, tmp_p
   words = ["one", "two", "six", "ten", "four"]
   assert result.inputs == words
   wanted = []
-  model = fast_jit(lambda *arrays: MODEL.apply({"params": params}, *arrays, enable_dropout=False))
+  model = jax.jit(lambda *arrays: MODEL.apply({"params": params}, *arrays, enable_dropout=False))
   for word in words:
     tokens, ids, total = encoder_row(word), [], 0.0
     for _ in range(LENGTHS["targets"]):

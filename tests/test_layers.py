@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import fast_jit
 from numpy_t5 import bucket
 
 from prompt_tuning.interfaces import KeyValues, T5Config
@@ -31,7 +30,7 @@ def test_a_row_without_any_visible_key_is_finite():
   x = jax.random.normal(jax.random.key(0), (1, 2, 8))
   keys = jax.random.normal(jax.random.key(1), (1, 2, 4, 3))
   mask = jnp.zeros((1, 1, 2, 4), bool)
-  y, _ = fast_jit(module.init_with_output)(jax.random.key(2), x, keys, keys, mask, None, {})
+  y, _ = jax.jit(module.init_with_output)(jax.random.key(2), x, keys, keys, mask, None, {})
   assert np.isfinite(y).all()
 
 
@@ -49,7 +48,7 @@ def test_extra_keys_of_one_row_serve_the_whole_batch():
     return (y, module.apply(params, x, keys, keys, mask, None, {}, each),
             module.apply(params, x, keys, keys, mask, None, {}))
 
-  shared, repeated, without = fast_jit(attend)(jax.random.key(3))
+  shared, repeated, without = jax.jit(attend)(jax.random.key(3))
   np.testing.assert_allclose(shared, repeated, rtol=1e-6)
   assert np.abs(shared - without).max() > 1e-3
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CASES, fast_jit, random_params
+from descriptors import CASES, random_params
 from test_train_state import training_batch
 
 from prompt_tuning import optimizers
@@ -53,7 +53,7 @@ def one_by_one(model, optimizer, config, member, trainable, frozen, batches):
   optimizer = dataclasses.replace(optimizer, learning_rate=schedule)
   transformation = optimizer.build(trainable)
   split = plan_split(abstract_params(model), ())
-  step = fast_jit(make_train_step(model, split, optimizer, transformation, config, member.seed))
+  step = jax.jit(make_train_step(model, split, optimizer, transformation, config, member.seed))
   state, metrics = new_state(trainable, transformation), []
   for batch in batches:
     state, found = step(state, frozen, batch)
@@ -70,7 +70,7 @@ def check(model, optimizer, config=PLAIN, members=MEMBERS, own_rows=False, at_on
   frozen = {"backbone": jax.tree.map(jnp.asarray, random_params(model)["backbone"])}
   trainables = starts(model, members)
   split = plan_split(abstract_params(model), ())
-  step = fast_jit(make_members_step(model, split, optimizer, config, members, own_rows=own_rows,
+  step = jax.jit(make_members_step(model, split, optimizer, config, members, own_rows=own_rows,
                                     at_once=at_once))
   state = new_members_state(stack(trainables), optimizer)
   metrics = []
@@ -159,7 +159,7 @@ def test_a_member_that_diverges_stays_where_it_was_and_the_others_go_on():
   trainables = starts(model, MEMBERS)
   trainables[0] = jax.tree.map(lambda x: x.at[0, 0].set(jnp.nan), trainables[0])
   state = new_members_state(stack(trainables), optimizer)
-  step = fast_jit(make_members_step(model, split, optimizer, LossConfig(), MEMBERS))
+  step = jax.jit(make_members_step(model, split, optimizer, LossConfig(), MEMBERS))
   after, metrics = step(state, frozen, training_batch(model))
   assert metrics["is_finite"].tolist() == [False, True]
   for old, new in zip(jax.tree.leaves((state.trainable, state.opt_state)),

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import fast_jit
 from small_models import CONFIG, GIN, backbone, model, save_backbone
 
 from prompt_tuning import config as gin_config
@@ -67,7 +66,7 @@ def test_the_merged_backbone_gives_the_same_logits_without_a_prompt(run):
   assert changed == 3 * len(kernels) * 16 * 16 + 2 * 32 * 16
   params = {"backbone": jax.tree.map(jnp.asarray, backbone(3)), "prompt": prompt}
   tokens = jnp.array([[5, 9, 200, 0], [7, 0, 0, 0]])
-  logits = fast_jit(lambda module, params: module.apply({"params": params}, tokens, tokens[:, :2],
+  logits = jax.jit(lambda module, params: module.apply({"params": params}, tokens, tokens[:, :2],
                                                         enable_dropout=False), static_argnums=0)
   wanted = logits(PromptedT5(T5(CONFIG), BOTH), params)
   found = logits(PromptedT5(T5(CONFIG)), {"backbone": restored(run.parent / "merged")})

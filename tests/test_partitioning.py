@@ -87,7 +87,7 @@ def eight_devices():
   done = subprocess.run(
     [sys.executable, str(folder / "eight_devices.py")], capture_output=True, text=True,
     cwd=folder.parent, env=os.environ | {
-      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=8"),
       "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])})
   assert done.returncode == 0, done.stderr[-3000:]
   return done.stdout

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CASES, LENGTH, batch, fast_jit, forward, loss_and_gradient, random_params
+from descriptors import CASES, LENGTH, batch, forward, loss_and_gradient, random_params
 from numpy_t5 import NumpyT5
 
 from prompt_tuning import trees
@@ -58,7 +58,7 @@ def test_prompt_inside_the_text():
   flat = trees.flatten(params["backbone"])
   table, prompt = flat["token_embedder/embedding"], params["prompt"]["embedding"]
   x = np.stack([table[5], prompt[2], table[7], table[9], prompt[0], table[4], table[0], table[0]])
-  encoded = fast_jit(lambda: model.apply({"params": params}, tokens, method=model.encode))()
+  encoded = jax.jit(lambda: model.apply({"params": params}, tokens, method=model.encode))()
   near(encoded[0], NumpyT5(flat, model.backbone.config).encode(x, tokens[0] != 0))
 
 
@@ -77,9 +77,9 @@ def test_packed_segments_do_not_see_each_other(name):
 
   rows = [[*prompt, *row] for row in inputs]
   ids = np.array([1, 1])
-  apart = fast_jit(lambda: model.apply(
+  apart = jax.jit(lambda: model.apply(
     params, padded(rows, 7), padded(targets, 4), enable_dropout=False, prompt_ids=ids))()
-  together = fast_jit(lambda: model.apply(
+  together = jax.jit(lambda: model.apply(
     params, padded([sum(rows, [])], 14), padded([sum(targets, [])], 9),
     encoder_segment_ids=segments(rows, 14), decoder_segment_ids=segments(targets, 9),
     enable_dropout=False, prompt_ids=ids[:1]))()
@@ -100,6 +100,6 @@ def test_ids_beyond_the_table_read_its_edge():
   params = {"params": random_params(model)}
 
   tokens = np.array([[4, 19], [4, 99], [4, -7]], np.int32)
-  encoded = fast_jit(lambda: model.apply(params, tokens, method=model.encode))()
+  encoded = jax.jit(lambda: model.apply(params, tokens, method=model.encode))()
   np.testing.assert_array_equal(encoded[0], encoded[1])
   assert np.isfinite(encoded[2]).all()

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import fast_jit
 from small_models import CONFIG, backbone, model, save_prompt
 
 from prompt_tuning import prompt_bank, trees
@@ -33,7 +33,7 @@ def given(tmp_path):
 
 
 def logits_of(module):
-  return fast_jit(lambda params, tokens, decoder, ids: module.apply(
+  return jax.jit(lambda params, tokens, decoder, ids: module.apply(
     {"params": params}, tokens, decoder, enable_dropout=False, prompt_ids=ids))
 
 

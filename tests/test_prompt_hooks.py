@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CASES, batch, fast_jit, forward, random_params, unstacked
+from descriptors import CASES, batch, forward, random_params, unstacked
 from dummy_prompts import merged
 from numpy_t5 import NumpyT5
 
@@ -76,7 +76,7 @@ def test_dropout_acts_only_when_enabled():
   params, data = random_params(model), batch(model)
 
   def logits(module, seeds, enable_dropout):
-    run = fast_jit(lambda key: module.apply(
+    run = jax.jit(lambda key: module.apply(
       {"params": params}, data["tokens"], data["decoder_tokens"], enable_dropout=enable_dropout,
       prompt_ids=data["prompt_ids"], rngs={"dropout": key}))
     return [np.asarray(run(jax.random.key(seed))) for seed in seeds]

@@ -16,7 +16,6 @@ from descriptors import (
   CONFIG,
   Case,
   batch,
-  fast_jit,
   forward,
   loss,
   loss_and_gradient,
@@ -239,9 +238,9 @@ def test_cached_steps_equal_teacher_forcing(case):
   _, wanted = forward(model)(params["params"], data)
   tokens, ids = data["tokens"], data["prompt_ids"]
   length = data["decoder_tokens"].shape[1]
-  cache = fast_jit(lambda p: model.apply(p, tokens, length, ids, method=model.start_decoding))(
+  cache = jax.jit(lambda p: model.apply(p, tokens, length, ids, method=model.start_decoding))(
     params)
-  step = fast_jit(functools.partial(model.apply, method=model.decode_step))
+  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
   for u in range(length):
     logits, cache = step(params, data["decoder_tokens"][:, u:u + 1], cache, tokens, ids)
     near(logits, wanted[:, u])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
-from descriptors import CASES, batch, fast_jit, loss, random_params
+from descriptors import CASES, batch, loss, random_params
 
 from prompt_tuning import quantization, trees
 from prompt_tuning.errors import UserError
@@ -84,7 +84,7 @@ def test_a_model_of_few_bits_is_the_model_of_their_weights(tied):
   whole = trees.map_with_path(
     lambda _, x: np.asarray(x, np.float32) if isinstance(x, Quantized) else x, few)
   data = batch(model)
-  both = [fast_jit(jax.value_and_grad(lambda prompt, backbone: loss(model, prompt, backbone, data)))
+  both = [jax.jit(jax.value_and_grad(lambda prompt, backbone: loss(model, prompt, backbone, data)))
           (params["prompt"], params["backbone"]) for params in (few, whole)]
   for a, b in zip(*map(jax.tree.leaves, both), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from descriptors import CONFIG, fast_jit, random_params
+from descriptors import CONFIG, random_params
 
 from prompt_tuning import steering
 from prompt_tuning.errors import UserError
@@ -27,17 +27,17 @@ HEAD = steering.AttributeHead(
 
 
 def made(steer, tokens=ROWS, ids=(0, 0), **how):
-  run = fast_jit(functools.partial(generate, MODEL, max_length=U, how=Decoding(**how)))
+  run = jax.jit(functools.partial(generate, MODEL, max_length=U, how=Decoding(**how)))
   return np.asarray(run(PARAMS, tokens, jax.random.key(0), np.array(ids, np.int32),
                         steering=steer))
 
 
-@functools.partial(fast_jit)
+@jax.jit
 def teacher(tokens, decoder, ids):
   return MODEL.apply({"params": PARAMS}, tokens, decoder, enable_dropout=False, prompt_ids=ids)
 
 
-@functools.partial(fast_jit)
+@jax.jit
 def outputs(tokens, decoder, ids):
   """The decoder's outputs `[B, U, D]`."""
   def run(module):
@@ -134,13 +134,13 @@ def gradients(strength, fusion=1.0, kl=0.0):
 
 
 def test_gradients_at_strength_or_fusion_0_are_the_plain_model():
-  run = fast_jit(functools.partial(generate, MODEL, max_length=U))
+  run = jax.jit(functools.partial(generate, MODEL, max_length=U))
   for steer in (gradients(0.0), gradients(2.0, fusion=0.0)):
     found = run(PARAMS, ROWS, None, np.zeros(2, np.int32), steering=steer)
     np.testing.assert_array_equal(found, PLAIN)
 
 
-@fast_jit
+@jax.jit
 def first_token(steer, tokens):
   """log p(attribute) of the changed model's first output, of each row."""
   ids = jnp.zeros(2, jnp.int32)
@@ -176,7 +176,7 @@ def test_beams_share_cross_attention_and_equal_a_search_that_recomputes(copies):
     prefix, index = state
     prefix = prefix.at[:, index].set(last[:, 0])
     tokens = jnp.repeat(jnp.asarray(ROWS), beams, axis=0)
-    rows = [teacher.__wrapped__(tokens, prefix, jnp.full(4, p, jnp.int32))[:, index]
+    rows = [teacher(tokens, prefix, jnp.full(4, p, jnp.int32))[:, index]
             for p in range(copies)]
     log_probs = jnp.stack([jax.nn.log_softmax(x) for x in rows])
     return jax.nn.logsumexp(log_probs, axis=0), (prefix, index + 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from descriptors import CASES, batch, fast_jit, random_params
+from descriptors import CASES, batch, random_params
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
@@ -65,7 +65,7 @@ class Setup:
       self.traces += 1
       return step(*args)
 
-    self.step = fast_jit(counted, donate_argnums=0)
+    self.step = jax.jit(counted, donate_argnums=0)
 
   def start(self):
     """A state that the step may consume."""
@@ -98,7 +98,7 @@ def test_two_steps_equal_plain_gradients_of_everything_and_optax(soft):
   optimizer = optax.adafactor(0.3, decay_rate=0.8, multiply_by_parameter_scale=False,
                               factored=False, weight_decay_rate=1e-5)
   opt_state = optimizer.init(params["prompt"])
-  gradient = fast_jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True))
+  gradient = jax.jit(jax.value_and_grad(functools.partial(plain_loss, setup.model), has_aux=True))
   state = setup.start()
   for _ in range(2):
     (loss, (z, accuracy)), gradients = gradient(params, data)
@@ -183,7 +183,7 @@ def abstract_step(model, patterns):
   data = {"encoder_input_tokens": tokens, "decoder_input_tokens": targets,
           "decoder_target_tokens": targets,
           "decoder_loss_weights": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
-  lowered = fast_jit(step, donate_argnums=0).lower(state, frozen, data)
+  lowered = jax.jit(step, donate_argnums=0).lower(state, frozen, data)
   return lowered, state, frozen, jax.eval_shape(step, state, frozen, data)
 
 

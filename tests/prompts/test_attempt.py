@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from descriptors import CONFIG, fast_jit
+from descriptors import CONFIG
 
 from prompt_tuning import trees
 from prompt_tuning.errors import UserError
@@ -33,7 +33,7 @@ def random_params():
 
 
 def embeds(model, params, tokens, embedded):
-  return fast_jit(lambda p, *inputs: model.apply(
+  return jax.jit(lambda p, *inputs: model.apply(
     {"params": p}, PromptContext(tokens=inputs[0], embedded=inputs[1])).embeds)(
       params, tokens, embedded)
 

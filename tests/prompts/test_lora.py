@@ -8,7 +8,6 @@ from descriptors import (
   CASES,
   CONFIG,
   batch,
-  fast_jit,
   forward,
   random_params,
   unstacked,
@@ -104,7 +103,7 @@ def test_a_step_trains_it_with_dropout_beside_a_slice_of_the_backbone():
   optimizer = AdamW(learning_rate=1e-3)
   transformation = optimizer.build(trainable)
   state = new_state(trainable, transformation)
-  step = fast_jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0))
+  step = jax.jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0))
   (after, first), (_, again), (_, other) = (
     step(state.replace(step=jnp.int32(i)), frozen, data) for i in (0, 0, 1))
   assert first["loss"] == again["loss"] != other["loss"]

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from descriptors import CONFIG, fast_jit
+from descriptors import CONFIG
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PromptContext
@@ -23,7 +23,7 @@ def golden():
 
 
 def table(method, params):
-  return fast_jit(lambda p: method.apply({"params": p}, PromptContext()).embeds)(params)
+  return jax.jit(lambda p: method.apply({"params": p}, PromptContext()).embeds)(params)
 
 
 def near(actual, wanted):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
-from descriptors import CONFIG, batch, fast_jit, forward, random_params
+from descriptors import CONFIG, batch, forward, random_params
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import EOS_ID, PromptContext
@@ -105,9 +105,9 @@ def test_cached_decoding_writes_the_best_label():
   chosen = np.asarray(forward(model)(params, data)[1])[:, 0]
   best = chosen[:, FIRST].argmax(axis=1)
   assert len(set(best.tolist())) > 1
-  cache = fast_jit(lambda p: model.apply({"params": p}, data["tokens"], 5,
+  cache = jax.jit(lambda p: model.apply({"params": p}, data["tokens"], 5,
                                          method=model.start_decoding))(params)
-  step = fast_jit(functools.partial(model.apply, method=model.decode_step))
+  step = jax.jit(functools.partial(model.apply, method=model.decode_step))
   token, written = np.zeros((4, 1), np.int32), []
   for u in range(5):
     logits, cache = step({"params": params}, token, cache, data["tokens"])
