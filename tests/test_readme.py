@@ -20,7 +20,10 @@ def joined(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_gin_files_exist(path):
-  for name in re.findall(r"--gin_file=(\S+\.gin)", joined(path)):
+  text = joined(path)
+  # What a run writes is there once the document's own command has made the run.
+  runs = {f"{folder}/config.gin" for folder in re.findall(r"--gin\.MODEL_DIR=(\S+)", text)}
+  for name in set(re.findall(r"--gin_file=(\S+\.gin)", text)) - runs:
     assert gin_files.find(name).is_file()
 
 
