@@ -32,7 +32,8 @@ REQUIRED = [
     "numpy>=2.0,<3",
     "scipy>=1.17,<2",
 ]
-TEST = ["pytest>=9,<10", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18", "mypy>=1.18,<3"]
+TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", "ruff>=0.17,<0.18",
+        "mypy>=1.18,<3"]
 # What `make bench` compares with.
 BENCH = ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21.2,<0.22"]
 HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]

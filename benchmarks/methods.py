@@ -7,7 +7,8 @@
 
 A method's rate is the one of its three that does best on the validation split with seed 0; with it
 the seeds 1 and 2 are run, and the test split is evaluated once a seed. A run is a folder; finished
-runs are not repeated, a stopped one resumes. The table is that of docs/methods.md.
+runs are not repeated, a stopped one resumes. What a cell found stays in `benchmarks/methods_rows`:
+delete a file there to measure it anew. The table is that of docs/methods.md.
 """
 
 import argparse
@@ -24,11 +25,11 @@ import jax
 from benchmarks import shipped_model
 from prompt_tuning import host_memory, main
 
-TASKS = ("docstring_library", "sst2", "e2e")
+ROWS = pathlib.Path(__file__).parent / "methods_rows"
+# `e2e_500` and `e2e_50` are E2E with so many training rows.
+TASKS = ("docstring_library", "e2e", "sst2", "e2e_500", "e2e_50")
 SEEDS = (0, 1, 2)
 STEPS, EVAL_PERIOD = 300, 100
-# The metric that a rate is chosen by, more is better: (name, sign).
-CHOSEN_BY = {"docstring_library": ("accuracy", 1), "sst2": ("accuracy", 1), "e2e": ("loss", -1)}
 
 PROMPT_RATES = (0.03, 0.1, 0.3)
 TUNING_RATES = (0.003, 0.01, 0.03)
@@ -81,12 +82,12 @@ def cells() -> Iterator[tuple[str, str]]:
 def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> None:
   """The search, then the seeds; writes `<task>/<method>.json`."""
   flags, rates = (METHODS | ONLY_CLASSES)[method]
-  record = out / task / f"{method}.json"
+  record = ROWS / task / f"{method.replace(' ', '_')}.json"
   if record.is_file():
     return
   if method in ONLY_CLASSES:
     flags = [*flags, f"--gin.CLASS_LABELS={list(LABELS[task])!r}"]
-  metric, sign = CHOSEN_BY[task]
+  metric, sign = ("loss", -1) if _is_e2e(task) else ("accuracy", 1)
   searched = {}
   for rate in rates:
     found = _train(task, flags, rate, 0, data, out / task / f"{method}-{rate}-0")
@@ -99,12 +100,13 @@ def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> N
     shipped_model.command(["eval", f"--gin.MODEL_DIR={str(folder)!r}", "--gin.SPLIT='test'"],
                           folder.with_name(folder.name + ".log"))
     metrics = dict(json.loads(next(folder.glob("eval_*_test.json")).read_text())["metrics"])
-    if task == "e2e":
+    if _is_e2e(task):
       metrics["bleu_all_references"] = shipped_model.multi_reference_bleu(
         next(folder.glob("predictions_*_test.jsonl")), data / "e2e_references.json")
     runs.append({"seed": seed, "metrics": metrics, "steps": summary["steps"],
                  "seconds": summary["seconds"]["steps"]})
   sizes = _sizes(flags)
+  record.parent.mkdir(parents=True, exist_ok=True)
   record.write_text(json.dumps({
     "task": task, "method": method, "flags": flags, "rates": searched, "rate": best, "runs": runs,
     "trained_parameters": sizes["trained_parameters"], "served_bytes": sizes["served_bytes"]},
@@ -117,15 +119,26 @@ def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathli
   """One `prompt-tuning train`; its summary."""
   summary = folder / "summary.json"
   if not (summary.is_file() and json.loads(summary.read_text()).get("steps") == STEPS):
-    generated = shipped_model.GENERATED_FLAGS if task in shipped_model.GENERATED else []
     shipped_model.command(
-      ["train", "--gin_file=models/tiny.gin", *flags, *shipped_model.task_flags(task, data),
+      ["train", "--gin_file=models/tiny.gin", *flags, *_task_flags(task, data),
        f"--gin.LEARNING_RATE={rate}", f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={STEPS}",
        f"--gin.EVAL_PERIOD={EVAL_PERIOD}", "--gin.SCAN_LAYERS=False",
-       f"--gin.MODEL_DIR={str(folder)!r}", *generated], folder.with_name(folder.name + ".log"))
+       f"--gin.MODEL_DIR={str(folder)!r}"], folder.with_name(folder.name + ".log"))
     # Compiled programs of a run are of no use to the next one.
     jax.clear_caches()
   return json.loads(summary.read_text())
+
+
+def _is_e2e(task: str) -> bool:
+  return task.startswith("e2e")
+
+
+def _task_flags(task: str, data: pathlib.Path) -> list[str]:
+  if not _is_e2e(task):
+    return shipped_model.task_flags(task, data)
+  flags = shipped_model.task_flags("e2e", data) + shipped_model.GENERATED_FLAGS
+  _, _, rows = task.partition("_")
+  return [*flags, f"--gin.TRAIN_FILE={str(data / f'e2e_train_{rows}.tsv')!r}"] if rows else flags
 
 
 def _sizes(flags: Sequence[str]) -> dict[str, Any]:
@@ -138,9 +151,9 @@ def _sizes(flags: Sequence[str]) -> dict[str, Any]:
   return json.loads(shown.getvalue())
 
 
-def table(out: pathlib.Path) -> None:
+def table() -> None:
   """Prints the Markdown table of what is there."""
-  records = [json.loads(path.read_text()) for path in out.glob("*/*.json")]
+  records = [json.loads(path.read_text()) for path in ROWS.glob("*/*.json")]
   found = {(record["task"], record["method"]): record for record in records}
   soft = {task: _step_time(found[task, "soft prompt"]) for task in TASKS
           if (task, "soft prompt") in found}
@@ -160,7 +173,7 @@ def table(out: pathlib.Path) -> None:
 
 
 def _score(record: dict[str, Any]) -> str:
-  name = "bleu_all_references" if record["task"] == "e2e" else "accuracy"
+  name = "bleu_all_references" if _is_e2e(record["task"]) else "accuracy"
   values = [run["metrics"][name] for run in record["runs"]]
   return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
@@ -179,7 +192,7 @@ def run_all() -> None:
   parser.add_argument("--table", action="store_true", help="print what is there")
   options = parser.parse_args()
   if options.table:
-    table(options.out)
+    table()
     return
   host_memory.keep_freed_memory()
   index, count = map(int, options.shard.split("/"))

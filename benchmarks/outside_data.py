@@ -64,7 +64,8 @@ def rte(data: pathlib.Path) -> dict[str, Rows]:
 
 def e2e(data: pathlib.Path) -> dict[str, Rows]:
   """400 references of the development set validate; each test input once. The references of the
-  test inputs are in `e2e_references.json`."""
+  test inputs are in `e2e_references.json`; `e2e_train_50.tsv` and `e2e_train_500.tsv` are fewer
+  training rows."""
   def read(name: str) -> Rows:
     archive = zipfile.ZipFile(data / "table2text" / "e2e" / "e2e-dataset.zip")
     member = next(n for n in archive.namelist() if n.endswith("/" + name) or n == name)
@@ -73,7 +74,9 @@ def e2e(data: pathlib.Path) -> dict[str, Rows]:
             for row in csv.DictReader(text)]
 
   test = {row["meaning"]: row for row in reversed(read("testset_w_refs.csv"))}
-  return {"train": read("trainset.csv"), "valid": _shuffled(read("devset.csv"))[:400],
+  train = read("trainset.csv")
+  fewer = {f"train_{rows}": _shuffled(train)[:rows] for rows in (50, 500)}
+  return {"train": train, **fewer, "valid": _shuffled(read("devset.csv"))[:400],
           "test": list(reversed(test.values())), "references": read("testset_w_refs.csv")}
 
 
@@ -93,7 +96,7 @@ def write(data: pathlib.Path, out: pathlib.Path) -> None:
       (out / f"{name}_references.json").write_text(json.dumps(grouped, ensure_ascii=False))
     for split, rows in splits.items():
       _write(out / f"{name}_{split}.tsv", rows)
-      print(f"{name:8} {split:6} {len(rows):6} rows")
+      print(f"{name:8} {split:9} {len(rows):6} rows")
 
 
 def _write(path: pathlib.Path, rows: list[Mapping[str, str]]) -> None:
