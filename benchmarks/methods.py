@@ -29,7 +29,7 @@ ROWS = pathlib.Path(__file__).parent / "methods_rows"
 # `e2e_500` and `e2e_50` are E2E with so many training rows.
 TASKS = ("docstring_library", "e2e", "sst2", "e2e_500", "e2e_50")
 SEEDS = (0, 1, 2)
-STEPS, EVAL_PERIOD = 300, 100
+STEPS, EVAL_PERIOD, BATCH_SIZE = 300, 150, 16
 
 PROMPT_RATES = (0.03, 0.1, 0.3)
 TUNING_RATES = (0.003, 0.01, 0.03)
@@ -122,7 +122,8 @@ def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathli
     shipped_model.command(
       ["train", "--gin_file=models/tiny.gin", *flags, *_task_flags(task, data),
        f"--gin.LEARNING_RATE={rate}", f"--gin.RANDOM_SEED={seed}", f"--gin.TRAIN_STEPS={STEPS}",
-       f"--gin.EVAL_PERIOD={EVAL_PERIOD}", "--gin.SCAN_LAYERS=False",
+       f"--gin.EVAL_PERIOD={EVAL_PERIOD}", f"--gin.BATCH_SIZE={BATCH_SIZE}",
+       "--gin.evaluate.EvalSettings.max_examples=256", "--gin.SCAN_LAYERS=False",
        f"--gin.MODEL_DIR={str(folder)!r}"], folder.with_name(folder.name + ".log"))
     # Compiled programs of a run are of no use to the next one.
     jax.clear_caches()
