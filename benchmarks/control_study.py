@@ -36,7 +36,7 @@ from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.serving import Row, Server
 
 SEEDS = (0, 1, 2)
-STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+STRENGTHS = (0.0, 1.0, 4.0, 0.5, 2.0, 0.25)
 LENGTHS = {"inputs": 32, "targets": 56}
 WRITTEN = 32
 STEPS = 120
@@ -89,7 +89,7 @@ def controls(folder: pathlib.Path, strength: float) -> dict[str, tuple[Any, tupl
     "attribute prompt": (control.Experts(expert=wanted, strength=strength), ("all", WANTED)),
     "experts": (control.Experts(expert=wanted, anti_expert=other, strength=strength),
                 ("all", WANTED, OTHER)),
-    "discriminator": (control.Discriminator(**attribute), ("all",)),
+    "discriminator": (control.Discriminator(**attribute, candidates=10), ("all",)),
     "pplm": (control.Gradients(**attribute), ("all",))}
 
 
@@ -132,34 +132,39 @@ class Writer:
 
 
 def study(folder: pathlib.Path, count: int) -> None:
-  """Writes `control.csv` and, for the first starts, `texts.tsv`."""
+  """Writes `control.csv` a row at a time and, of the first starts, `texts.tsv`.
+
+  Rows that are there are kept: they belong to the same `count`.
+  """
   train(folder)
   judge, writer = control_text.judge(), Writer(folder, count)
   print(f"judge: {judge.accuracy:.3f} of the validation rows right", flush=True)
-  plain = {seed: writer.write(None, ("all",), seed) for seed in SEEDS}
-  found, texts = [], []
-  for name in controls(folder, 0.0):
+  target = folder / "control.csv"
+  if not target.is_file():
+    target.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+  with target.open(encoding="utf-8", newline="") as file:
+    done = {(row["control"], float(row["strength"]), int(row["seed"]))
+            for row in csv.DictReader(file)}
+  # Seeds outermost: a study that is stopped has fewer of them, and all controls.
+  for seed in SEEDS:
+    plain = writer.write(None, ("all",), seed)
     for strength in STRENGTHS:
-      settings, prompts = controls(folder, strength)[name]
-      # At 0 `infer` steers nothing; here even the compiled steering is run, with a 0 in it.
-      steering = settings.steering() if strength else dataclasses.replace(
-        controls(folder, 1.0)[name][0].steering(), strength=jnp.float32(0.0))
-      for seed in SEEDS:
+      for name, (settings, prompts) in controls(folder, strength or 1.0).items():
+        if (name, strength, seed) in done:
+          continue
+        # At 0 `infer` steers nothing; here even the compiled steering is run, with a 0 in it.
+        steering = dataclasses.replace(settings.steering(), strength=jnp.float32(strength))
         began = time.perf_counter()
         ids = writer.write(steering, prompts, seed)
-        seconds = time.perf_counter() - began
-        found.append({"control": name, "strength": strength, "seed": seed,
-                      **writer.measure(ids, judge),
-                      "changed": float((ids != plain[seed]).any(axis=1).mean()),
-                      "seconds": round(seconds, 2)})
-        texts += [(name, strength, seed, writer.text(row)) for row in ids[:5]]
-      print(found[-1], flush=True)
-  with (folder / "control.csv").open("w", newline="", encoding="utf-8") as file:
-    out = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    out.writeheader()
-    out.writerows(found)
-  with (folder / "texts.tsv").open("w", encoding="utf-8") as file:
-    file.writelines("\t".join(map(str, row)).replace("\n", " ") + "\n" for row in texts)
+        row = {"control": name, "strength": strength, "seed": seed,
+               "seconds": round(time.perf_counter() - began, 2), **writer.measure(ids, judge),
+               "changed": float((ids != plain).any(axis=1).mean())}
+        with target.open("a", newline="", encoding="utf-8") as file:
+          csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        with (folder / "texts.tsv").open("a", encoding="utf-8") as file:
+          file.writelines(f"{name}\t{strength}\t{seed}\t{' '.join(writer.text(x).split())}\n"
+                          for x in ids[:5])
+        print(row, flush=True)
 
 
 def table(rows: Sequence[dict[str, str]]) -> dict[tuple[str, float], dict[str, list[float]]]:
@@ -169,14 +174,18 @@ def table(rows: Sequence[dict[str, str]]) -> dict[tuple[str, float], dict[str, l
     cell = found.setdefault((row["control"], float(row["strength"])), {})
     for name in (*SHOWN, "changed"):
       cell.setdefault(name, []).append(float(row[name]))
-  return found
+  return dict(sorted(found.items()))
+
+
+def _deviation(values: Sequence[float]) -> float:
+  return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def show(cells: dict[tuple[str, float], dict[str, list[float]]]) -> None:
   print("| control | strength | " + " | ".join(name.replace("_", "-") for name in SHOWN) + " |")
   print("|---" * (len(SHOWN) + 2) + "|")
   for (name, strength), cell in cells.items():
-    values = [f"{statistics.fmean(cell[x]):.2f} ± {statistics.stdev(cell[x]):.2f}" for x in SHOWN]
+    values = [f"{statistics.fmean(cell[x]):.2f} ± {_deviation(cell[x]):.2f}" for x in SHOWN]
     print(f"| {name} | {strength:g} | " + " | ".join(values) + " |")
 
 
@@ -211,7 +220,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("folder", type=pathlib.Path)
-  parser.add_argument("--starts", type=int, default=60)
+  parser.add_argument("--starts", type=int, default=32)
   parser.add_argument("--figure", type=pathlib.Path, metavar="FOLDER",
                       help="only show the table, and draw `control.png` there beside the CSV")
   options = parser.parse_args()
