@@ -16,6 +16,7 @@ _STYLES = {"train": {"color": "0.6", "linewidth": 1.0},
            "test": {"color": "tab:orange", "marker": "s", "linestyle": "--"}}
 _CHOICES = ("accuracy", "encoder_gap")
 _MOST_NAMES = 40
+_LONGEST_NAME = 28
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -60,14 +61,31 @@ def draw_learning_rates(rates: Sequence[float], values: Sequence[float], metric:
 
 
 def draw_heat_map(matrix: np.ndarray, names: Sequence[str], path: pathlib.Path) -> None:
-  """Draws `[N, N]` cosines, -1 to 1, with the rows' names where there are few enough to read."""
-  figure, axis = plt.subplots(figsize=(5.0, 4.2))
+  """Draws `[N, N]` cosines, -1 to 1, with the rows' names where there are few enough to read.
+
+  Of names that are paths the end is shown, and not the folders that all have in common.
+  """
+  names = [_end_of(name) for name in without_common_folders(names)]
+  figure, axis = plt.subplots(figsize=(6.0, 5.0))
   image = axis.imshow(matrix, vmin=-1.0, vmax=1.0, cmap="RdBu_r")
   if len(names) <= _MOST_NAMES:
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
   figure.colorbar(image, ax=axis, label="cosine")
   save(figure, path)
+
+
+def without_common_folders(names: Sequence[str]) -> list[str]:
+  """Paths without the leading folders that all of them have; a last part always stays."""
+  parts = [name.split("/") for name in names]
+  common = 0
+  while all(len(own) > common + 1 and own[common] == parts[0][common] for own in parts):
+    common += 1
+  return ["/".join(own[common:]) for own in parts]
+
+
+def _end_of(name: str) -> str:
+  return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME:]
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_models import GIN, save_backbone, save_prompt
 
+from prompt_tuning import plots
 from prompt_tuning.main import main
 from prompt_tuning.prompt_measures import nearest_words
 from prompt_tuning.tasks import vocabularies
@@ -78,3 +79,9 @@ def test_wrong_width(flags, tmp_path, capsys):
   assert main([*flags, f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / 'backbone'}",
                str(tmp_path / "a.npy")]) == 2
   assert "D = 8" in capsys.readouterr().err
+
+
+def test_names_in_a_figure_leave_out_what_all_have_in_common():
+  assert plots.without_common_folders(["runs/a/0", "runs/a/1", "runs/b"]) == ["a/0", "a/1", "b"]
+  assert plots.without_common_folders(["runs/a", "runs/a"]) == ["a", "a"]
+  assert plots.without_common_folders(["0", "1"]) == ["0", "1"]
