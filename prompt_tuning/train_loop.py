@@ -192,7 +192,7 @@ class Trainer:
 
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
-    self.corpus = setup.fingerprint
+    self.corpus, self.task_names = setup.fingerprint, setup.names
     self.prompt_ids = self.config.model.prompt_ids(list(setup.names.values()))
     return self._batches(setup)
 
@@ -273,9 +273,18 @@ class Trainer:
       "frozen": {"parameters": trees.count(frozen), "bytes": trees.num_bytes(frozen)},
       "backbone": {"from": config.model.initial_checkpoint_path, "fingerprint": fingerprint},
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
-               "long_targets": self.data.report.long_targets,
+               "long_targets": self.data.report.long_targets, "by_task": self._counts(),
                "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
       "resumed_at": resumed, **environment(config.seed)}
+
+  def _counts(self) -> dict[str, dict[str, Any]]:
+    """Task -> split -> rows, and how many were left out or lose their end."""
+    found = {self.task_names[name]: {"train": report.counts()}
+             for name, report in self.data.reports.items()}
+    if self.evaluator is not None and self.config.eval_settings is not None:
+      for name, report in self.evaluator.reports.items():
+        found[name][self.config.eval_settings.split] = report.counts()
+    return found
 
   def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
     began = time.time()
