@@ -91,6 +91,31 @@ class _Stop:
     return self.asked
 
 
+def train_data(config: TrainConfig, setup: TaskSetup, seed: int,
+               prompt_ids: Mapping[str, int] | None = None,
+               share: tuple[int, int] = (0, 1)) -> TrainData:
+  """The batches of a run; tokenises what is not cached yet.
+
+  Args:
+    prompt_ids: task -> row of a bank of prompts.
+    share: index and number of the hosts that share each batch out.
+
+  Raises:
+    UserError: settings and data do not fit.
+  """
+  return TrainData(
+    setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
+    seed=seed, cache_dir=config.task.folder(),
+    placement=config.model.placement(), prompt_ids=None if prompt_ids is None else {
+      part: prompt_ids[name] for part, name in setup.names.items()},
+    pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
+    use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
+    vocab_size=config.model.backbone.vocab_size,
+    max_truncated_inputs=config.task.max_truncated_inputs,
+    max_truncated_targets=config.task.max_truncated_targets,
+    host_index=share[0], host_count=share[1])
+
+
 class Trainer:
   """Holds what a run is made of; `train.train(config)` is the way in.
 
@@ -200,19 +225,8 @@ class Trainer:
     return self._train_data(setup, self.config.seed)
 
   def _train_data(self, setup: TaskSetup, seed: int) -> TrainData:
-    config = self.config
-    index, count = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
-    return TrainData(
-      setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
-      seed=seed, cache_dir=config.task.folder(),
-      placement=config.model.placement(), prompt_ids=None if self.prompt_ids is None else {
-        part: self.prompt_ids[name] for part, name in setup.names.items()},
-      pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
-      use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
-      vocab_size=config.model.backbone.vocab_size,
-      max_truncated_inputs=config.task.max_truncated_inputs,
-      max_truncated_targets=config.task.max_truncated_targets,
-      host_index=index, host_count=count)
+    share = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
+    return train_data(self.config, setup, seed, self.prompt_ids, share)
 
   def _device_batch(self, step: int) -> Any:
     return self.partitioner.put_batch(self.data.at(step))
