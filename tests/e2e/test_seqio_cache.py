@@ -23,11 +23,15 @@ pytestmark = pytest.mark.e2e
 TASKS = pathlib.Path(toy_tasks.__file__).parent
 
 
-@pytest.fixture(autouse=True)
-def _no_other_caches():
+@pytest.fixture
+def task():
+  """The toy task; neither it nor seqio knows of a cache."""
   before = seqio.get_global_cache_dirs()
-  yield
+  found = registry.build("toy_labels", vocabulary="bytes")
+  found._cache_dir = None  # seqio remembers where it found one
+  yield found
   seqio.set_global_cache_dirs(before)
+  found._cache_dir = None
 
 
 def write(task, folder, shards=2):
@@ -79,15 +83,13 @@ def check_training(cached_dir, tmp_path, monkeypatch):
   assert outcome.summary["data"]["rows"] == outcome.best.metrics["examples"] == 24
 
 
-def test_a_cache_in_its_published_form(tmp_path, monkeypatch):
-  task = registry.build("toy_labels", vocabulary="bytes")
+def test_a_cache_in_its_published_form(task, tmp_path, monkeypatch):
   write(task, tmp_path / "seqio")
   check_rows(task, tmp_path / "seqio", tmp_path)
   check_training(tmp_path / "seqio", tmp_path, monkeypatch)
 
 
-def test_a_cache_that_was_written_again_is_read_again(tmp_path):
-  task = registry.build("toy_labels", vocabulary="bytes")
+def test_a_cache_that_was_written_again_is_read_again(task, tmp_path):
   found = []
   for folder, count in (("one", 24), ("two", 20)):
     write(task, tmp_path / folder)
@@ -98,15 +100,14 @@ def test_a_cache_that_was_written_again_is_read_again(tmp_path):
         for row in kept:
           file.write(row.numpy())
     seqio.set_global_cache_dirs([str(tmp_path / folder)])
-    task._cache_dir = None  # seqio remembers where it found the cache
+    task._cache_dir = None
     found.append(len(cache_task(task, "train", cache_dir=tmp_path / "tokens", use_cached=True)))
   assert found == [24, 20]
 
 
-def test_seqio_cache_tasks_itself(tmp_path, monkeypatch):
+def test_seqio_cache_tasks_itself(task, tmp_path, monkeypatch):
   pytest.importorskip("apache_beam", reason="seqio_cache_tasks needs Apache Beam, which does not "
                       "install beside requirements.lock: docs/mixtures.md")
-  task = registry.build("toy_labels", vocabulary="bytes")
   done = subprocess.run(
     [sys.executable, "-m", "seqio.scripts.cache_tasks_main", f"--tasks={task.name}",
      "--module_import=toy_tasks", "--module_import=prompt_tuning.tasks.registered",
