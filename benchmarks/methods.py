@@ -35,7 +35,7 @@ PROMPT_RATES = (0.03, 0.1, 0.3)
 TUNING_RATES = (0.003, 0.01, 0.03)
 # AdamW's, for what a method computes its vectors with and for light modules.
 WEIGHT_RATES = (0.001, 0.003, 0.01)
-LABELS = {"sst2": ("terrible", "wonderful")}
+LABELS = {"sst2": ("enemy", "praise")}
 
 
 def _method(file: str, *flags: str, rates: Sequence[float] = PROMPT_RATES,

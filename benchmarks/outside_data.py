@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 Rows = list[dict[str, str]]
 
 SENTIMENTS = {"0": "terrible", "1": "wonderful"}
+# Words that tell the classes apart about as well as any do before training: label_words.py.
+CHOSEN_WORDS = {"0": "enemy", "1": "praise"}
 TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
 MOST_TEST_ROWS = 2000
 
@@ -27,7 +29,8 @@ MOST_TEST_ROWS = 2000
 def sst2(data: pathlib.Path) -> dict[str, Rows]:
   """1,000 of the training rows validate; GLUE's development rows test."""
   def read(lines: Iterable[str]) -> Rows:
-    return [{"sentence": row["sentence"].strip(), "label": SENTIMENTS[row["label"]]}
+    return [{"sentence": row["sentence"].strip(), "chosen": CHOSEN_WORDS[row["label"]],
+             "label": SENTIMENTS[row["label"]]}
             for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
   folder = data / "glue" / "SST-2"

@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2)
 STEPS, EVAL_PERIOD = 400, 200
 
 OUTSIDE = {
-  "sst2": {"INPUTS": "{sentence}", "TARGETS": "{label}", "LABELS": ["terrible", "wonderful"],
+  "sst2": {"INPUTS": "{sentence}", "TARGETS": "{chosen}", "LABELS": ["enemy", "praise"],
            "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 2}},
   "agnews": {"INPUTS": "{text}", "TARGETS": "{label}",
              "LABELS": ["world", "sports", "business", "science"],
@@ -48,14 +48,18 @@ DOCSTRINGS = {
   "docstring_summary": {"TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 40},
                         "run_config.TaskConfig.max_truncated_targets": 0.01},
 }
-PROMPT = ["--gin_file=prompts/soft.gin", "--gin_file=runs/prompt_tune.gin",
-          "--gin_file=inits/sampled_vocab.gin", "--gin.PROMPT_LENGTH=20", "--gin.LEARNING_RATE=0.1"]
+PROMPT = ["--gin_file=prompts/soft.gin", "--gin_file=inits/sampled_vocab.gin",
+          "--gin.PROMPT_LENGTH=20", "--gin.LEARNING_RATE=0.1"]
 METHODS = {
   "prompt": PROMPT,
   "prompt, random backbone": PROMPT,
   "model tuning": ["--gin_file=prompts/none.gin", "--gin_file=runs/model_tune.gin",
                    "--gin.LEARNING_RATE=0.01"],
 }
+# SST-2's prompts want thousands of steps and a rate that falls.
+PROMPT_RUN = {"sst2": ["--gin_file=runs/adamw_tune.gin", "--gin.TRAIN_STEPS=2500",
+                       "--gin.EVAL_PERIOD=250"]}
+SHORT_RUN = [f"--gin.TRAIN_STEPS={STEPS}", f"--gin.EVAL_PERIOD={EVAL_PERIOD}"]
 FROZEN = "frozen, no prompt"
 MAJORITY = "majority"
 
@@ -100,8 +104,7 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
   common = ["--gin_file=models/tiny.gin", f"--gin.INITIAL_CHECKPOINT_PATH={start!r}",
             *task_flags(dataset, folder), f"--gin.RANDOM_SEED={seed}"]
   training = ["train", *common, *METHODS.get(method, ()), f"--gin.MODEL_DIR={str(model_dir)!r}",
-             f"--gin.TRAIN_STEPS={STEPS}", f"--gin.EVAL_PERIOD={EVAL_PERIOD}",
-             "--gin.SCAN_LAYERS=False"]
+             "--gin.SCAN_LAYERS=False", *_run_flags(dataset, method)]
   if dataset in GENERATED:
     training += GENERATED_FLAGS
   if method == FROZEN:
@@ -126,6 +129,12 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
     "dataset": dataset, "method": method, "seed": seed, "metrics": metrics,
     "seconds": round(time.monotonic() - began, 1), "command": " ".join(training)}, indent=2) + "\n")
   print(f"{name}: {metrics}", flush=True)
+
+
+def _run_flags(dataset: str, method: str) -> list[str]:
+  if method == "model tuning":
+    return SHORT_RUN
+  return PROMPT_RUN.get(dataset, ["--gin_file=runs/prompt_tune.gin", *SHORT_RUN])
 
 
 def command(arguments: list[str], log: pathlib.Path) -> None:

@@ -11,6 +11,8 @@ its targets are those of hf_t5_1_1.npz. The file holds, by key:
   ours/METHOD/logits              of the adapter that `from_pretrained` makes of them
   prefix/LAYERS/config, tensor    a random prefix as `save_pretrained` wrote it
   prefix/LAYERS/keys, values      [L, P, H, K] that `get_prompt` puts into the cache
+  encoder/KIND/NAME               state_dict of PEFT's P-tuning encoder, LSTM or MLP
+  encoder/KIND/output             [P, D] that it makes of its own embedding
 """
 
 import json
@@ -24,6 +26,8 @@ HERE = pathlib.Path(__file__).parent
 METHODS = ("PROMPT_TUNING", "P_TUNING")
 LENGTH = 4
 DEPTHS = (3, 4)
+ENCODERS = ("LSTM", "MLP")
+ENCODER_WIDTH, ENCODER_HIDDEN = 8, 6
 
 
 def logits_of(model, golden) -> np.ndarray:
@@ -75,6 +79,22 @@ def prefix(depth: int, seed: int) -> dict[str, np.ndarray]:
              for name, found in cache.items()}}
 
 
+def encoder(kind: str, seed: int) -> dict[str, np.ndarray]:
+  """P-tuning's prompt encoder, random: its tensors and what it gives."""
+  import peft
+  import torch
+
+  torch.manual_seed(seed)
+  module = peft.PromptEncoder(peft.PromptEncoderConfig(
+    task_type="SEQ_2_SEQ_LM", num_virtual_tokens=LENGTH, token_dim=ENCODER_WIDTH,
+    num_transformer_submodules=1, encoder_reparameterization_type=kind,
+    encoder_hidden_size=ENCODER_HIDDEN, encoder_num_layers=2)).eval()
+  with torch.no_grad():
+    output = module(torch.arange(LENGTH)[None])[0]
+  return {**{name: leaf.numpy() for name, leaf in module.state_dict().items()},
+          "output": output.numpy()}
+
+
 def base(golden: dict):
   """The model of hf_t5_1_1.npz; each call gives another object, for PEFT changes it."""
   import torch
@@ -114,6 +134,8 @@ def main():
                  f"ours/{method}/logits": loaded(folder, golden)}
   for depth in DEPTHS:
     arrays |= {f"prefix/{depth}/{k}": v for k, v in prefix(depth, seed=2).items()}
+  for kind in ENCODERS:
+    arrays |= {f"encoder/{kind}/{k}": v for k, v in encoder(kind, seed=3).items()}
   path = HERE / "peft_prompts.npz"
   np.savez_compressed(path, **arrays)
   print(path, path.stat().st_size, "bytes")

@@ -3,9 +3,11 @@
 Against goldens everywhere, and against PEFT itself where it is installed.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
+import re
 import runpy
 import tempfile
 
@@ -13,10 +15,13 @@ import hf_folders
 import jax
 import numpy as np
 import pytest
+from descriptors import CONFIG
 from safetensors.numpy import save_file
 
 from prompt_tuning.checkpoints import hf, loading, peft, prompt_files
+from prompt_tuning.interfaces import PromptContext
 from prompt_tuning.prompted import PromptedT5, abstract_params, add_virtual_tokens
+from prompt_tuning.prompts.ptuning import PTuning
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.t5 import T5
 
@@ -110,6 +115,43 @@ def test_a_prefix_is_read_as_peft_uses_it(tmp_path, depth):
   np.testing.assert_array_equal(values, recorded["values"])
   shared = {i for i in range(depth) for j in range(i) if (keys[i] == keys[j]).all()}
   assert len(shared) == (depth // 2 if depth % 2 == 0 else 0)
+
+
+def encoder_params(found: dict) -> dict[str, np.ndarray]:
+  """PEFT's P-tuning encoder in our layout (ptuning.py)."""
+  layers = sorted(name[:-len(".weight")] for name in found if re.fullmatch(r"mlp.*\.weight", name))
+  params = {"embedding": found["embedding.weight"]}
+  for i, name in enumerate(layers):
+    params |= {f"mlp_{i}_kernel": found[f"{name}.weight"].T, f"mlp_{i}_bias": found[f"{name}.bias"]}
+  for layer in range(2 if "lstm_head.bias_hh_l0" in found else 0):
+    inputs, recurrent, bias_in, bias = (
+      np.stack([found[f"lstm_head.{name}_l{layer}{way}"] for way in ("", "_reverse")])
+      for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    params |= {f"lstm_{layer}_inputs": inputs.swapaxes(1, 2),
+               f"lstm_{layer}_recurrent": recurrent.swapaxes(1, 2),
+               f"lstm_{layer}_bias": bias_in + bias}
+  return params
+
+
+def assert_encoder(found: dict, kind: str) -> None:
+  params = encoder_params(found)
+  length, width = params["embedding"].shape
+  method = PTuning(dataclasses.replace(CONFIG, emb_dim=width), length, encoder=kind.lower(),
+                   hidden=6)
+  assert_near(method.apply({"params": params}, PromptContext()).embeds, found["output"])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "MLP"])
+def test_p_tunings_encoder_gives_what_pefts_gives(kind):
+  assert_encoder(part(f"encoder/{kind}/"), kind)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["LSTM", "MLP"])
+def test_live_encoder(kind):
+  fresh = make()["encoder"](kind, seed=7)
+  assert np.abs(fresh["output"] - part(f"encoder/{kind}/")["output"]).max() > 0.01
+  assert_encoder(fresh, kind)
 
 
 @pytest.mark.filterwarnings("ignore")
