@@ -38,9 +38,9 @@ TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", "ruff>=
 BENCH = ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21.2,<0.22"]
 HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]
 
-# What `seqio_cache_tasks` needs, in an environment of its own: Beam wants an older protobuf, pyarrow,
-# pillow and python-dateutil than requirements.lock has, and sentencepiece 0.2.3 a newer protobuf
-# than Beam allows. Beam's own extra for TFRecord files has no wheel; google-crc32c does the same.
+# What `seqio_cache_tasks` needs, in an environment of its own: Beam wants an older protobuf,
+# pyarrow, pillow and python-dateutil than requirements.lock has, and sentencepiece 0.2.3 a newer
+# protobuf than Beam allows. Beam's own extra for TFRecord files has no wheel, google-crc32c has.
 CACHE = ["apache-beam>=2.77,<2.78", "google-crc32c>=1.5,<2", "sentencepiece>=0.2.1,<0.2.3"]
 
 # T5X is on git only, and so are airio and jestimator, which it imports: requirements-t5x.txt names
