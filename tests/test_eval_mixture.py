@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from small_models import model, save_prompt
+from small_models import model, save_backbone, save_prompt
 
 from prompt_tuning import eval_mixture
 from prompt_tuning.eval_run import EvalConfig, evaluate_run
@@ -56,11 +56,13 @@ class Mixed:
 def evaluate(tmp_path_factory):
   folder = tmp_path_factory.mktemp("mixture")
   save_prompt(folder / "prompt.npy")
+  save_backbone(folder / "backbone")  # read for each evaluation: random ones are compiled
 
   def config(name, source, **settings):
     task = TaskConfig(name=name, feature_lengths={"inputs": 8, "targets": 5}, source=source,
                       cache_dir=str(folder / "tokens"))
-    return EvalConfig(model=model(), task=task, prompt_file=str(folder / "prompt.npy"),
+    return EvalConfig(model=model(initial_checkpoint_path=str(folder / "backbone")), task=task,
+                      prompt_file=str(folder / "prompt.npy"),
                       eval_settings=EvalSettings(batch_size=4, **settings))
 
   return config
