@@ -38,6 +38,11 @@ TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.155,<7", "ruff>=
 BENCH = ["torch==2.13.0", "transformers>=5.23,<6", "peft>=0.21.2,<0.22"]
 HF = ["torch>=2.13,<3", "transformers>=5.23,<6"]
 
+# What `seqio_cache_tasks` needs, in an environment of its own: Beam wants an older protobuf,
+# pyarrow, pillow and python-dateutil than requirements.lock has, and sentencepiece 0.2.3 a newer
+# protobuf than Beam allows. Beam's own extra for TFRecord files has no wheel, google-crc32c has.
+CACHE = ["apache-beam>=2.77,<2.78", "google-crc32c>=1.5,<2", "sentencepiece>=0.2.1,<0.2.3"]
+
 # T5X is on git only, and so are airio and jestimator, which it imports: requirements-t5x.txt names
 # the commits that were tested. They stand there and not here, because what their own setup.py files
 # ask for (unpinned git heads of flax, optax and seqio; grain==0.2.12) does not resolve with
@@ -74,6 +79,8 @@ setup(
         "hf": HF,
         "bench": BENCH,
         "t5x": T5X,
+        "cache": CACHE,
+        "huggingface": ["datasets>=5.2,<6"],
         "cuda12": ["jax[cuda12]>=0.10.2,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

@@ -36,12 +36,14 @@ class LengthReport:
     rows: how many there are.
     long_inputs, long_targets: how many are longer than their length, EOS included.
     percentiles: feature -> percentile -> length in ids.
+    unusable: rows of the source that could not be used, and are none of `rows`; None: not known.
   """
 
   rows: int
   long_inputs: int
   long_targets: int
   percentiles: Mapping[str, Mapping[int, int]]
+  unusable: int | None = None
 
   @classmethod
   def of(cls, caches: Sequence[TokenCache], lengths: Mapping[str, int]) -> "LengthReport":
@@ -51,7 +53,14 @@ class LengthReport:
     percentiles = {
         name: {p: int(np.percentile(found[name], p, method="higher")) for p in PERCENTILES}
         for name in FEATURES}
-    return cls(len(found["inputs"]), long["inputs"], long["targets"], percentiles)
+    left_out = [cache.unusable for cache in caches]
+    return cls(len(found["inputs"]), long["inputs"], long["targets"], percentiles,
+               None if None in left_out else sum(filter(None, left_out)))
+
+  def counts(self) -> dict[str, int | None]:
+    """For summary.json."""
+    return {name: getattr(self, name) for name in ("rows", "unusable", "long_inputs",
+                                                   "long_targets")}
 
   def __str__(self) -> str:
     def line(name, long):

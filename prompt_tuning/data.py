@@ -31,6 +31,7 @@ from prompt_tuning.converter import (
 )
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.placement import PLAIN, Placement
+from prompt_tuning.tasks import registry
 from prompt_tuning.token_cache import FEATURES, FORMAT_VERSION, Ragged, TokenCache, write_cache
 
 CHUNK_ROWS = 2048
@@ -128,7 +129,8 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
   """The rows of `task`, untrimmed and in the source's order; tokenised on the first call.
 
   A cache is found again by the task's name, split, vocabularies and preprocessors (their code and
-  arguments), `fingerprint`, `epoch_seed` and the format's version.
+  arguments), `fingerprint`, `epoch_seed` and the format's version; of seqio's offline cache, by its
+  files.
 
   Args:
     epoch_seed: what the preprocessors draw from; None: they draw nothing. The texts before
@@ -144,7 +146,8 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
     cache = TokenCache(folder)
   else:
     log.info("tokenising %s, split %s", task.name, split)
-    cache = write_cache(folder, _chunks(task, split, epoch_seed, use_cached))
+    cache = write_cache(folder, _chunks(task, split, epoch_seed, use_cached),
+                        lambda: None if use_cached else registry.unusable_rows(task.name, split))
   _check_eos(task, cache)
   return cache
 
@@ -161,13 +164,22 @@ def _folder_name(task: seqio.Task, split: str, epoch_seed: int | None, fingerpri
                  use_cached: bool) -> str:
   parts = {
       "format": FORMAT_VERSION, "task": task.name, "split": split, "seed": epoch_seed,
-      "fingerprint": fingerprint, "use_cached": use_cached,
+      "fingerprint": fingerprint, "offline": _offline_files(task) if use_cached else None,
       "vocabularies": [vocabulary_fingerprint(task.output_features[name].vocabulary)
                        for name in FEATURES],
       "preprocessors": [_describe(each) for each in task.preprocessors],
   }
   key = hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
   return "-".join([re.sub(r"[^A-Za-z0-9_.]+", "_", task.name), split, key])
+
+
+def _offline_files(task: seqio.Task) -> list[tuple[str, int, int]]:
+  """Names, sizes and times of seqio's files: another folder, or written again, is other data."""
+  found = []
+  for name in sorted(tf.io.gfile.listdir(task.cache_dir)):
+    status = tf.io.gfile.stat(os.path.join(task.cache_dir, name))
+    found.append((os.path.join(task.cache_dir, name), status.length, status.mtime_nsec))
+  return found
 
 
 def _describe(value: object, depth: int = 6) -> str:

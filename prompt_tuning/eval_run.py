@@ -50,13 +50,13 @@ class Report:
     result: metrics and predictions.
     majority: metrics of always predicting the most frequent label; None without labels.
     files: what was written.
-    long_inputs: rows whose input lost its end.
+    counts: rows of the split, and how many were left out or lose their end.
   """
 
   result: Result
   majority: dict[str, float] | None
   files: list[pathlib.Path]
-  long_inputs: int
+  counts: dict[str, int | None]
 
 
 def evaluate_run(config: EvalConfig) -> Report:
@@ -95,20 +95,22 @@ def _evaluate(config: EvalConfig, trained: trained_model.TrainedModel, evaluator
   result = evaluator({}, params, Split({}))
   majority = evaluator.majority() if evaluator.method == "rank" else None
   if not hosts.is_first():
-    return Report(result, majority, [], evaluator.report.long_inputs)
-  files = [] if output is None else _write(pathlib.Path(output), config, trained, result)
+    return Report(result, majority, [], evaluator.report.counts())
+  counts = evaluator.report.counts()
+  files = [] if output is None else _write(pathlib.Path(output), config, trained, result, counts)
   if config.model_dir is not None:
     _log(config, result)
     files.append(pathlib.Path(config.model_dir) / "metrics.csv")
-  return Report(result, majority, files, evaluator.report.long_inputs)
+  return Report(result, majority, files, counts)
 
 
 def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.TrainedModel,
-           result: Result) -> list[pathlib.Path]:
+           result: Result, counts: dict[str, int | None]) -> list[pathlib.Path]:
   folder.mkdir(parents=True, exist_ok=True)
   name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{config.task.name}_{config.eval_settings.split}")
   about: dict[str, Any] = {
     "task": config.task.name, "split": config.eval_settings.split, "metrics": result.metrics,
+    "data": counts,
     "backbone": trained.config.initial_checkpoint_path, "prompt_file": trained.prompt_file,
     **environment(config.seed)}
   files = [folder / f"eval_{name}.json"]

@@ -104,6 +104,9 @@ class Evaluator:
       self._cache(each, task, stochastic=each.name in setup.stochastic,
                   fingerprint=setup.fingerprint) for each in tasks]
     self.report = LengthReport.of(self._caches, self._lengths)
+    # The same by the tasks' names.
+    self.reports = {setup.names[each.name]: LengthReport.of([cache], self._lengths)
+                    for each, cache in zip(tasks, self._caches, strict=True)}
     self.method = self._method()
     self._labels = self._label_ids() if self.method == "rank" else None
     if self.method != "loss":

@@ -305,6 +305,10 @@ class Attention(nn.Module):
 
   def _heads(self, x: Array) -> Array:
     """`[B, S, H * K] -> [B, H, S, K]`."""
+    if x.shape[1] == 1:
+      # One token of decoding: TPUs would make heads within the product, from kernels turned for it,
+      # of all layers at once and beside the kernels themselves.
+      x = jax.lax.optimization_barrier(x)
     heads = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
     return constrain(heads.swapaxes(1, 2), "batch", "heads", None, None)
 

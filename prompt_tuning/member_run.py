@@ -48,7 +48,8 @@ class _OwnRows:
 
   def __init__(self, parts: Sequence[Any]):
     self._parts = parts
-    self.report, self.steps_per_epoch = parts[0].report, parts[0].steps_per_epoch
+    self.report, self.reports = parts[0].report, parts[0].reports
+    self.steps_per_epoch = parts[0].steps_per_epoch
     self.examples_per_epoch = parts[0].examples_per_epoch
 
   def at(self, step: int) -> dict[str, np.ndarray]:

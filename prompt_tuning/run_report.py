@@ -34,12 +34,22 @@ def started(summary: Mapping[str, Any]) -> None:
   console = Console()
   console.print(table)
   data = summary["data"]
-  line = f"{data['rows']:,} training rows, {data['epochs']:.2f} epochs"
-  if data["long_inputs"] or data["long_targets"]:
-    line += f"; {data['long_inputs']} inputs and {data['long_targets']} targets lose their end"
-  console.print(line, highlight=False)
+  console.print(f"{data['rows']:,} training rows, {data['epochs']:.2f} epochs", highlight=False)
+  for task, splits in data["by_task"].items():
+    for split, counts in splits.items():
+      lost = losses(counts)
+      if lost:
+        console.print(f"{task}, {split}: of {counts['rows']:,} rows, {lost}", highlight=False,
+                      markup=False)
   if summary["resumed_at"] is not None:
     console.print(f"Resuming at step {summary['resumed_at']}.", highlight=False)
+
+
+def losses(counts: Mapping[str, int | None]) -> str:
+  """What a split lost before it reached the model, in words; "" where it is whole."""
+  words = {"long_inputs": "inputs lose their end", "long_targets": "targets lose their end",
+           "unusable": "more could not be used and were left out"}
+  return ", ".join(f"{counts[name]:,} {text}" for name, text in words.items() if counts[name])
 
 
 def ended(config: TrainConfig, outcome: Outcome) -> None:
@@ -87,8 +97,9 @@ def _evaluated(config: EvalConfig, report: Report) -> None:
     for row in rows:
       table.add_row(*(escape(_short(text)) for text in row))
     console.print(table)
-  if report.long_inputs:
-    print(f"{report.long_inputs} inputs were too long and lost their end.")
+  lost = losses(report.counts)
+  if lost:
+    print(f"Of {report.counts['rows']:,} rows, {lost}.")
   for file in report.files:
     print(f"Wrote {file}")
 

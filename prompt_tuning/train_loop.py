@@ -91,6 +91,31 @@ class _Stop:
     return self.asked
 
 
+def train_data(config: TrainConfig, setup: TaskSetup, seed: int,
+               prompt_ids: Mapping[str, int] | None = None,
+               share: tuple[int, int] = (0, 1)) -> TrainData:
+  """The batches of a run; tokenises what is not cached yet.
+
+  Args:
+    prompt_ids: task -> row of a bank of prompts.
+    share: index and number of the hosts that share each batch out.
+
+  Raises:
+    UserError: settings and data do not fit.
+  """
+  return TrainData(
+    setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
+    seed=seed, cache_dir=config.task.folder(),
+    placement=config.model.placement(), prompt_ids=None if prompt_ids is None else {
+      part: prompt_ids[name] for part, name in setup.names.items()},
+    pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
+    use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
+    vocab_size=config.model.backbone.vocab_size,
+    max_truncated_inputs=config.task.max_truncated_inputs,
+    max_truncated_targets=config.task.max_truncated_targets,
+    host_index=share[0], host_count=share[1])
+
+
 class Trainer:
   """Holds what a run is made of; `train.train(config)` is the way in.
 
@@ -192,7 +217,7 @@ class Trainer:
 
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
-    self.corpus = setup.fingerprint
+    self.corpus, self.task_names = setup.fingerprint, setup.names
     self.prompt_ids = self.config.model.prompt_ids(list(setup.names.values()))
     return self._batches(setup)
 
@@ -200,19 +225,8 @@ class Trainer:
     return self._train_data(setup, self.config.seed)
 
   def _train_data(self, setup: TaskSetup, seed: int) -> TrainData:
-    config = self.config
-    index, count = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
-    return TrainData(
-      setup.task, lengths=config.task.feature_lengths, batch_size=config.batch_size,
-      seed=seed, cache_dir=config.task.folder(),
-      placement=config.model.placement(), prompt_ids=None if self.prompt_ids is None else {
-        part: self.prompt_ids[name] for part, name in setup.names.items()},
-      pack=config.task.pack, shuffle=config.task.shuffle, stochastic=setup.stochastic,
-      use_cached=config.task.use_cached, fingerprint=setup.fingerprint,
-      vocab_size=config.model.backbone.vocab_size,
-      max_truncated_inputs=config.task.max_truncated_inputs,
-      max_truncated_targets=config.task.max_truncated_targets,
-      host_index=index, host_count=count)
+    share = hosts.row_share(self.partitioner.over_batch(), self.partitioner.row_shards)
+    return train_data(self.config, setup, seed, self.prompt_ids, share)
 
   def _device_batch(self, step: int) -> Any:
     return self.partitioner.put_batch(self.data.at(step))
@@ -273,9 +287,19 @@ class Trainer:
       "frozen": {"parameters": trees.count(frozen), "bytes": trees.num_bytes(frozen)},
       "backbone": {"from": config.model.initial_checkpoint_path, "fingerprint": fingerprint},
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
-               "long_targets": self.data.report.long_targets,
+               "long_targets": self.data.report.long_targets, "by_task": self._counts(),
                "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
       "resumed_at": resumed, **environment(config.seed)}
+
+  def _counts(self) -> dict[str, dict[str, Any]]:
+    """Task -> split -> rows, and how many were left out or lose their end."""
+    found = {self.task_names[name]: {"train": report.counts()}
+             for name, report in self.data.reports.items()}
+    if self.evaluator is not None and self.config.eval_settings is not None:
+      for name, report in self.evaluator.reports.items():
+        found[name][self.config.eval_settings.split] = report.counts()
+    # Users know a task of their own files by MIXTURE_OR_TASK_NAME.
+    return found if len(found) > 1 else dict.fromkeys([self.config.task.name], *found.values())
 
   def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
     began = time.time()

@@ -175,15 +175,30 @@ def _tfds_rows(name: str, split: str) -> Iterator[Row]:
   # One file at a time: the order must be the same in every process. TFDS itself reads
   # TFDS_DATA_DIR, which may be a bucket (gs://).
   how = tfds.ReadConfig(interleave_cycle_length=1)
-  for row in tfds.as_numpy(tfds.load(name, split=split, shuffle_files=False, read_config=how)):
+  try:
+    found = tfds.load(name, split=split, shuffle_files=False, read_config=how)
+  except ValueError as error:
+    raise _refused("TFDS", name, split, error) from error
+  for row in tfds.as_numpy(found):
     yield _plain(row)
 
 
 def _huggingface_rows(name: str, split: str) -> Iterator[Row]:
   datasets = _imported("datasets", "datasets", "huggingface")
   repository, _, configuration = name.partition(" ")
-  for row in datasets.load_dataset(repository, configuration or None, split=split):
+  try:
+    found = datasets.load_dataset(repository, configuration or None, split=split)
+  except (ValueError, FileNotFoundError, ConnectionError) as error:
+    raise _refused("Hugging Face", name, split, error) from error
+  for row in found:
     yield _plain(row)
+
+
+def _refused(origin: str, name: str, split: str, error: Exception) -> UserError:
+  return UserError(f"{origin} does not give split {split!r} of {name}",
+                   found=" ".join(str(error).split())[:300], wanted="a split that it has",
+                   fix="choose another split, prepare the data set there, or use DATA_FROM = "
+                   "'files'")
 
 
 def _imported(module: str, package: str, origin: str) -> ModuleType:

@@ -25,6 +25,8 @@ DEFAULT_VOCABULARY = "tiny"
 
 # What each seqio name of ours was built from: another spec under the same name is an error.
 _built: dict[str, TaskSpec | MixtureSpec] = {}
+# (name, variant, split) -> rows left out, of the splits that this process has read to their end.
+_left_out: dict[tuple[str, str, str], int] = {}
 
 
 def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
@@ -129,6 +131,15 @@ def row_of(registered: str) -> TaskSpec | None:
   return row if isinstance(row, TaskSpec) else None
 
 
+def unusable_rows(registered: str, split: str) -> int | None:
+  """Rows that could not be used when this process last read the split.
+
+  None: it has not read it (seqio's offline cache was read), or the task is a user's own.
+  """
+  row = row_of(registered)
+  return None if row is None else _left_out.get((row.name, row.variant, split))
+
+
 def _registered_name(name: str, vocabulary: str, leading_sentinel: bool, variant: str) -> str:
   name += f"__{variant}" if variant else ""
   name += "" if vocabulary == DEFAULT_VOCABULARY else f"__{vocabularies.short_id(vocabulary)}"
@@ -171,10 +182,12 @@ def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
   keys = ("targets",) if row.objective is not None else ("inputs", "targets", "extras")
 
   def texts():
-    for example in row.examples(split):
+    left_out: list[str] = []
+    for example in row.examples(split, left_out):
       # Only evaluation asks for them: beside every training example they would be many.
       extras = "" if split == "train" else metrics.pack_extras(example)
       yield {key: {**example, "extras": extras}[key] for key in keys}
+    _left_out[row.name, row.variant, split] = len(left_out)
 
   return tf.data.Dataset.from_generator(
     texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})

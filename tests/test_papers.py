@@ -1,5 +1,8 @@
 """Every file of papers/: the grids' cells build, abstractly, and each file says what it should."""
 
+import ast
+import re
+
 import jax
 import pytest
 
@@ -9,11 +12,16 @@ from prompt_tuning.eval_run import EvalConfig
 from prompt_tuning.experiments import runner
 from prompt_tuning.experiments.grid import Grid
 from prompt_tuning.prompted import abstract_params
+from prompt_tuning.task_setup import varied
 from prompt_tuning.tasks import table
+from prompt_tuning.tasks.variants import Variant
+from prompt_tuning.train_config import TrainConfig
 
 PAPERS = [name for name in gin_files.shipped_names() if name.startswith("papers/")]
 TEXTS = {name: (gin_files.shipped_folder() / name).read_text() for name in PAPERS}
 GRIDS = [name for name, text in TEXTS.items() if "\nBLOCKS = " in text]
+# Files of a run of `train`: what it is evaluated on stands in their comments.
+STUDIES = [name for name in PAPERS if name.count("/") == 1 and name not in GRIDS]
 
 
 def grid_of(name):
@@ -44,6 +52,31 @@ def test_every_other_file_is_a_part_of_a_grid():
     named = any(name in text for other, text in TEXTS.items() if other != name)
     # Or they stand for themselves, beside a command.
     assert named or f" --gin_file={name}" in TEXTS[name] or name.count("/") == 1, name
+
+
+@pytest.mark.parametrize("size", ("tiny", "t5_1_1_xxl"))
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_trains_one_task_and_names_others(name, size):
+  config.load(["commands/train.gin", f"models/{size}.gin", "prompts/soft.gin",
+               "runs/prompt_tune.gin", name],
+              ["MODEL_DIR = 'x'", "VOCABULARY = 'bytes'", "INITIAL_CHECKPOINT_PATH = 'random'"])
+  built = config.build(TrainConfig)
+  row = varied(built.task, built.task.name)
+  assert "train" in row.source.splits and "validation" in row.source.splits
+  shapes = abstract_params(built.model.module())
+  assert shapes["prompt"]["embedding"].shape == (100, built.model.backbone.emb_dim)
+  # The command for the other data: a task, or a split of the same one.
+  command = TEXTS[name].partition("prompt-tuning eval")[2].replace("\\\n#", "")
+  others = re.findall(r"MIXTURE_OR_TASK_NAME=\"'(\w+)'\"", command)
+  splits = re.findall(r"'(\w+)'", " ".join(re.findall(r"SPLIT=.*|\(and .*\)", command)))
+  assert others or splits
+  for other in others:
+    assert table.has(other) and other != built.task.name
+    labels = re.search(r"TASK_LABELS=\"(.*?)\"", command)
+    if row.labels is not None:
+      words = Variant(taskless=True, labels=labels and ast.literal_eval(labels[1]))
+      assert words.apply(table.spec(other)).labels == row.labels
+  assert others or set(splits) <= set(row.source.splits)
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -96,7 +96,8 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     (lambda folder: (folder / "meta.json").unlink(), "FileNotFoundError"),
     (lambda folder: (folder / "meta.json").write_text("{"), "JSONDecodeError"),
     (lambda folder: (folder / "meta.json").write_text(json.dumps(
-        {"rows": 9, "texts": ["inputs_text"], "id_range": {"inputs": [], "targets": []}})),
+        {"rows": 9, "unusable": 0, "texts": ["inputs_text"],
+         "id_range": {"inputs": [], "targets": []}})),
      "1 rows of inputs"),
 ])
 def test_a_damaged_cache_is_an_error_that_says_to_delete_it(tmp_path, damage, found):

@@ -143,7 +143,7 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
     results_of.append(evaluator({}, params, Split({})))
   majority = evaluator.majority() if evaluator.method == "rank" else None
   rows = [{"seed": row["seed"], "evaluated_on": task,
-           **_numbers(grid, cell, task, Report(result, majority, [], 0))}
+           **_numbers(grid, cell, task, Report(result, majority, [], {}))}
           for row, result in zip(trained, results_of, strict=True)]
   metric = rows[0]["metric"]
   return rows + [{**rows[0], "seed": None, "ensemble": name, "test": metrics[metric]}

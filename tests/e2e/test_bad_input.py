@@ -126,7 +126,7 @@ def test_rows_within_the_share_lose_their_end_and_are_counted(data, capfd):
   folder, settings = data(CSV + "many more words than fit into 24,bad\n", MAX_TRUNCATED_INPUTS=0.25,
                           TRAIN_STEPS=1)
   assert main(folder.arguments("run", **settings)) == 0
-  assert "1 inputs and 0 targets lose their end" in capfd.readouterr().out
+  assert "your_data, train: of 4 rows, 1 inputs lose their end" in capfd.readouterr().out
   assert folder.summary("run")["data"]["long_inputs"] == 1
 
 
