@@ -113,6 +113,8 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
     command(training, out / f"{name}.log")
   else:
     command(training, out / f"{name}.log")
+    if json.loads((model_dir / "summary.json").read_text())["interrupted"]:
+      raise SystemExit(f"{name} was told to stop; the same command goes on with it")
     command(["eval", f"--gin.MODEL_DIR={str(model_dir)!r}", "--gin.SPLIT='test'"],
              out / f"{name}.log")
   result = json.loads(next(model_dir.glob("eval_*_test.json")).read_text())
@@ -123,7 +125,7 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
       predictions, folder / "e2e_references.json")
   elif dataset not in GENERATED:
     targets = collections.Counter(json.loads(line)["target"]
-                                  for line in predictions.read_text().splitlines())
+                                  for line in _lines(predictions))
     metrics["majority"] = targets.most_common(1)[0][1] / targets.total()
   record.write_text(json.dumps({
     "dataset": dataset, "method": method, "seed": seed, "metrics": metrics,
@@ -150,11 +152,16 @@ def multi_reference_bleu(predictions: pathlib.Path, references: pathlib.Path) ->
   import sacrebleu
 
   known = json.loads(references.read_text())
-  rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+  rows = [json.loads(line) for line in _lines(predictions)]
   texts = [known[row["input"].strip()] for row in rows]
   longest = max(map(len, texts))
   streams = [[t[i] if i < len(t) else None for t in texts] for i in range(longest)]
   return float(sacrebleu.corpus_bleu([row["prediction"] for row in rows], streams).score)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  # No `splitlines`: a text may hold U+0085, which JSON leaves as it is.
+  return path.read_text().rstrip("\n").split("\n")
 
 
 # The metric that a table shows of each data set.
