@@ -12,10 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse
-import scipy.special
 
+from prompt_tuning.discrete.words import fit_logistic
 from prompt_tuning.tasks.docstring_tasks import stable_hash
 from prompt_tuning.tasks.docstrings import corpus
 
@@ -80,7 +79,7 @@ class Judge:
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """`[n]` bool: the text is of the wanted class."""
-    return _counts(texts, self.vocabulary) @ self.weights > 0
+    return _counts(texts, self.vocabulary) @ self.weights[:-1] + self.weights[-1] > 0
 
 
 def judge(decay: float = 1.0) -> Judge:
@@ -92,18 +91,12 @@ def judge(decay: float = 1.0) -> Judge:
       count[feature] = count.get(feature, 0) + 1
   kept = sorted(feature for feature, times in count.items() if times >= 3)
   vocabulary = {feature: i for i, feature in enumerate(kept)}
-  x = _counts([text for _, text, _ in train], vocabulary)
-  y = np.array([1.0 if label == WANTED else -1.0 for *_, label in train])
-
-  def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-    margin = y * (x @ weights)
-    # The bias is not held back.
-    held = np.append(weights[:-1], 0.0)
-    slope = -(x.T @ (y * scipy.special.expit(-margin))) + decay * held
-    return float(np.logaddexp(0, -margin).sum() + decay / 2 * held @ held), slope
-
-  found = scipy.optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B")
-  fitted = Judge(vocabulary, found.x, 0.0)
+  classes = np.array([label == WANTED for *_, label in train], int)
+  # Two classes share a difference of weights: each pays half of `decay`.
+  weights, biases = fit_logistic(_counts([text for _, text, _ in train], vocabulary), classes, 2,
+                                 2 * decay / len(train))
+  difference = np.append(weights[:, 1] - weights[:, 0], biases[1] - biases[0])
+  fitted = Judge(vocabulary, difference, 0.0)
   right = fitted([text for _, text, _ in held_out]) == np.array(
     [label == WANTED for *_, label in held_out])
   return dataclasses.replace(fitted, accuracy=float(right.mean()))
@@ -116,13 +109,12 @@ def _features(text: str) -> Iterator[str]:
 
 
 def _counts(texts: Sequence[str], vocabulary: dict[str, int]) -> scipy.sparse.csr_matrix:
-  """`[n, columns + 1]`: which features a text has, and a one."""
+  """`[n, columns]`: which features a text has."""
   entries = [(i, vocabulary[f]) for i, text in enumerate(texts)
              for f in set(_features(text)) if f in vocabulary]
-  entries += [(i, len(vocabulary)) for i in range(len(texts))]
-  row, column = np.array(entries).T
+  row, column = np.array(entries, int).reshape(-1, 2).T
   return scipy.sparse.csr_matrix((np.ones(len(row)), (row, column)),
-                                 shape=(len(texts), len(vocabulary) + 1))
+                                 shape=(len(texts), len(vocabulary)))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

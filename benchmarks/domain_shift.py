@@ -18,7 +18,7 @@ import time
 
 import jax
 
-from benchmarks.shipped_model import command, flags, mean_and_deviation
+from benchmarks.shipped_model import command, flags, lines_of, mean_and_deviation
 from prompt_tuning import host_memory
 
 
@@ -140,8 +140,7 @@ def run(name: str, method: str, seed: int | None, out: pathlib.Path, steps: int,
 
 def _majority(place: pathlib.Path) -> float | None:
   """Accuracy of the most frequent target."""
-  # No `splitlines`: MR has U+0085 within its sentences, which JSON leaves as it is.
-  lines = next(place.glob("predictions_*.jsonl")).read_text().rstrip("\n").split("\n")
+  lines = lines_of(next(place.glob("predictions_*.jsonl")))
   targets = [json.loads(line)["target"] for line in lines]
   return max(map(targets.count, set(targets))) / len(targets) if len(set(targets)) < 9 else None
 

@@ -61,7 +61,7 @@ METHODS = {
   "prefix": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=64",
                     run=ADAMW, rates=WEIGHT_RATES),
   "prefix, no MLP": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=None",
-                            run=ADAMW, rates=PROMPT_RATES),
+                            run=ADAMW, rates=WEIGHT_RATES),
   "P-tuning": _method("ptuning", LENGTH, run=ADAMW, rates=WEIGHT_RATES),
   "deep prompts": _method("deep", LENGTH, VOCABULARY),
   "low-rank prompt": _method("low_rank", LENGTH, VOCABULARY),

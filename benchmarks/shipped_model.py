@@ -125,7 +125,7 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
       predictions, folder / "e2e_references.json")
   elif dataset not in GENERATED:
     targets = collections.Counter(json.loads(line)["target"]
-                                  for line in _lines(predictions))
+                                  for line in lines_of(predictions))
     metrics["majority"] = targets.most_common(1)[0][1] / targets.total()
   record.write_text(json.dumps({
     "dataset": dataset, "method": method, "seed": seed, "metrics": metrics,
@@ -152,15 +152,15 @@ def multi_reference_bleu(predictions: pathlib.Path, references: pathlib.Path) ->
   import sacrebleu
 
   known = json.loads(references.read_text())
-  rows = [json.loads(line) for line in _lines(predictions)]
+  rows = [json.loads(line) for line in lines_of(predictions)]
   texts = [known[row["input"].strip()] for row in rows]
   longest = max(map(len, texts))
   streams = [[t[i] if i < len(t) else None for t in texts] for i in range(longest)]
   return float(sacrebleu.corpus_bleu([row["prediction"] for row in rows], streams).score)
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-  # No `splitlines`: a text may hold U+0085, which JSON leaves as it is.
+def lines_of(path: pathlib.Path) -> list[str]:
+  """Of a file of JSON lines: no `splitlines`, since JSON leaves U+0085 as it is."""
   return path.read_text().rstrip("\n").split("\n")
 
 

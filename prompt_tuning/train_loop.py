@@ -298,8 +298,11 @@ class Trainer:
     if self.evaluator is not None and self.config.eval_settings is not None:
       for name, report in self.evaluator.reports.items():
         found[name][self.config.eval_settings.split] = report.counts()
-    # Users know a task of their own files by MIXTURE_OR_TASK_NAME.
-    return found if len(found) > 1 else dict.fromkeys([self.config.task.name], *found.values())
+    if len(found) == 1:
+      # Users know a task of their own files by MIXTURE_OR_TASK_NAME.
+      (counts,) = found.values()
+      return {self.config.task.name: counts}
+    return found
 
   def _compile(self, state: TrainState, frozen: Any, summary: dict[str, Any]) -> Any:
     began = time.time()
