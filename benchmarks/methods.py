@@ -51,7 +51,7 @@ LENGTH = "--gin.PROMPT_LENGTH=20"
 VOCABULARY = "--gin_file=inits/sampled_vocab.gin"
 METHODS = {
   "model tuning": _method("none", run="runs/model_tune.gin", rates=TUNING_RATES),
-  "last decoder layer": _method("none", "--gin.TRAINABLE=('decoder/layers/.*[-1:]',)",
+  "last decoder layer": _method("none", "--gin.TRAINABLE=('decoder/layers_1/.*',)",
                                 run="runs/model_tune.gin", rates=TUNING_RATES),
   "norms only": _method("none", "--gin.TRAINABLE=('.*/scale',)", run="runs/model_tune.gin",
                         rates=TUNING_RATES),
@@ -90,6 +90,7 @@ def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> N
     return
   if method in ONLY_CLASSES:
     flags = [*flags, f"--gin.CLASS_LABELS={list(LABELS[task])!r}"]
+  sizes = _sizes(flags)
   metric, sign = ("loss", -1) if _is_e2e(task) else ("accuracy", 1)
   searched: dict[float, float] = {}
 
@@ -117,7 +118,6 @@ def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> N
         next(folder.glob("predictions_*_test.jsonl")), data / "e2e_references.json")
     runs.append({"seed": seed, "metrics": metrics, "steps": summary["steps"],
                  "seconds": summary["seconds"]["steps"]})
-  sizes = _sizes(flags)
   record.parent.mkdir(parents=True, exist_ok=True)
   record.write_text(json.dumps({
     "task": task, "method": method, "flags": flags, "rates": searched, "rate": best, "runs": runs,
@@ -163,7 +163,7 @@ def _sizes(flags: Sequence[str]) -> dict[str, Any]:
   if "--gin_file=prompts/none.gin" in flags and not any("TRAINABLE" in flag for flag in flags):
     wanted.append("--gin.TRAINABLE=('.*',)")
   with contextlib.redirect_stdout(io.StringIO()) as shown:
-    main.main(["info", "--gin_file=models/tiny.gin", *wanted, "--json"])
+    main.main(["info", "--gin_file=models/tiny.gin", "--gin.SCAN_LAYERS=False", *wanted, "--json"])
   return json.loads(shown.getvalue())
 
 

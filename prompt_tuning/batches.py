@@ -4,7 +4,8 @@ Every task is an endless stream, permuted anew in each epoch from (seed, epoch);
 next row of one of its tasks, at the tasks' rates, by a fixed interleaving. Batch k is rows
 `k * B ... (k + 1) * B - 1` of that stream, so nothing has to be replayed to resume, no row is
 dropped at an epoch's end, and host h of H makes only its own slice of each batch. Packed, an epoch
-of the stream is first laid out in rows (`packing.py`), and batches are taken from those.
+of the stream is first laid out in rows (`packing.py`), and batches are taken from those. Rows that
+are new in each epoch are made in a thread of their own, half an epoch ahead.
 """
 
 import bisect
@@ -19,52 +20,18 @@ from prompt_tuning import packing
 from prompt_tuning.converter import Batch, Row, convert
 from prompt_tuning.errors import UserError
 from prompt_tuning.placement import PLAIN, Placement
+from prompt_tuning.sources import Source
 from prompt_tuning.token_cache import TokenCache
 
-KEPT_EPOCHS = 3
 KEPT_PACKINGS = 2
+# So much of an epoch ahead of its first batch, an epoch that has to be made is begun.
+AHEAD = 0.5
 
 
 def fold(seed: int, *purpose: object) -> int:
   """A seed for one purpose, in 31 bits: the same on every machine and in every version."""
   digest = hashlib.sha256(repr((seed, *purpose)).encode("utf-8")).digest()
   return int.from_bytes(digest[:4], "big") >> 1
-
-
-class Source:
-  """One task's rows.
-
-  Attributes:
-    name: of the task.
-    rate: its share of a mixture, relative to the other sources' rates.
-    prompt_id: the row of a bank of prompts that its rows use; None: there is no bank.
-    rows: how many there are, the same in every epoch.
-  """
-
-  def __init__(self, name: str, cache_of: Callable[[int], TokenCache], *, rate: float = 1.0,
-               prompt_id: int | None = None):
-    """Args: cache_of: the cache of an epoch; called when one is needed that isn't open."""
-    self.name, self.rate, self.prompt_id = name, rate, prompt_id
-    self._cache_of = cache_of
-    self._caches = {0: cache_of(0)}
-    self._lock = threading.Lock()
-    self.rows = len(self._caches[0])
-
-  def cache(self, epoch: int) -> TokenCache:
-    """The rows of `epoch`; a `UserError` if there are more or fewer than in the first epoch."""
-    with self._lock:
-      if epoch not in self._caches:
-        cache = self._cache_of(epoch)
-        if len(cache) != self.rows:
-          raise UserError(f"The task {self.name!r} changed its size between epochs",
-                          found=f"{len(cache)} rows in epoch {epoch}",
-                          wanted=f"{self.rows} rows, as in epoch 0",
-                          fix="let the task's randomness change what a row holds, not how many "
-                              "rows there are")
-        while len(self._caches) >= KEPT_EPOCHS:
-          del self._caches[min(self._caches)]
-        self._caches[epoch] = cache
-      return self._caches[epoch]
 
 
 class Batches:
@@ -77,7 +44,7 @@ class Batches:
 
   def __init__(self, sources: Sequence[Source], *, lengths: Mapping[str, int], batch_size: int,
                seed: int, placement: Placement = PLAIN, pack: bool = False, shuffle: bool = True,
-               host_index: int = 0, host_count: int = 1):
+               host_index: int = 0, host_count: int = 1, last_step: int | None = None):
     """Args: batch_size: B, of all hosts together. The rest: see `data.TrainData`."""
     self._sources, self._lengths, self._placement = list(sources), lengths, placement
     self._rows_per_host = rows_per_host(batch_size, host_index, host_count)
@@ -92,6 +59,8 @@ class Batches:
     self._packings: dict[int, tuple[np.ndarray, packing.Packing]] = {}
     self._packed_rows = [0]
     self._lock = threading.Lock()
+    self._last_step = last_step
+    self._makes_epochs = any(source.is_new_each_epoch for source in sources)
     self.examples_per_epoch = sum(source.rows for source in sources)
     rows = len(self._packing(0)[1]) if pack else self.examples_per_epoch
     self.steps_per_epoch = -(-rows // batch_size)
@@ -101,8 +70,9 @@ class Batches:
 
     `[B / host_count, ...]`: this host's slice of the batch.
     """
-    start = step * self._batch_size + self._host_index * self._rows_per_host
-    numbers = range(start, start + self._rows_per_host)
+    if self._makes_epochs:
+      self._prepare(step + max(1, round(AHEAD * self.steps_per_epoch)))
+    numbers = self._numbers(step)
     if self._pack:
       rows = [[self._row(*entry) for entry in self._packed_row(number)] for number in numbers]
       return packing.convert_packed(rows, self._lengths, placement=self._placement)
@@ -111,6 +81,31 @@ class Batches:
     return convert([self._row(*entry) for entry in entries], self._lengths,
                    placement=self._placement,
                    prompt_ids=prompt_ids if self._prompted else None)
+
+  def close(self) -> None:
+    """Waits for what is made ahead."""
+    for source in self._sources:
+      source.join()
+
+  def _numbers(self, step: int) -> range:
+    """Which rows of the stream this host makes of a step's batch."""
+    start = step * self._batch_size + self._host_index * self._rows_per_host
+    return range(start, start + self._rows_per_host)
+
+  def _prepare(self, step: int) -> None:
+    """Begins to make what the batch of a step needs, if the run has that step."""
+    numbers = self._numbers(step if self._last_step is None else min(step, self._last_step))
+    if self._pack:
+      with self._lock:
+        if numbers[-1] < self._packed_rows[-1]:
+          return
+        first = (len(self._packed_rows) - 1) * self.examples_per_epoch
+      # A thousandth of them tells which tasks and epochs there are.
+      numbers = range(first, first + self.examples_per_epoch,
+                      max(1, self.examples_per_epoch // 1000))
+    for source, epoch in {self._order[number][:2] for number in numbers}:
+      if self._sources[source].is_new_each_epoch:
+        self._sources[source].prepare(int(epoch))
 
   def _row(self, source: int, epoch: int, row: int) -> Row:
     cache = self._sources[source].cache(int(epoch))

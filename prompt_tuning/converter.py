@@ -37,6 +37,7 @@ class LengthReport:
     long_inputs, long_targets: how many are longer than their length, EOS included.
     percentiles: feature -> percentile -> length in ids.
     unusable: rows of the source that could not be used, and are none of `rows`; None: not known.
+    short_contexts: rows with fewer solved examples in front than FEW_SHOT; None: not known.
   """
 
   rows: int
@@ -44,6 +45,7 @@ class LengthReport:
   long_targets: int
   percentiles: Mapping[str, Mapping[int, int]]
   unusable: int | None = None
+  short_contexts: int | None = None
 
   @classmethod
   def of(cls, caches: Sequence[TokenCache], lengths: Mapping[str, int]) -> "LengthReport":
@@ -53,14 +55,15 @@ class LengthReport:
     percentiles = {
         name: {p: int(np.percentile(found[name], p, method="higher")) for p in PERCENTILES}
         for name in FEATURES}
-    left_out = [cache.unusable for cache in caches]
-    return cls(len(found["inputs"]), long["inputs"], long["targets"], percentiles,
-               None if None in left_out else sum(filter(None, left_out)))
+    known = [cache.lost for cache in caches if cache.lost is not None]
+    lost: dict[str, int] = {} if len(known) < len(caches) else {
+        name: sum(each[name] for each in known) for name in ("unusable", "short_contexts")}
+    return cls(len(found["inputs"]), long["inputs"], long["targets"], percentiles, **lost)
 
   def counts(self) -> dict[str, int | None]:
     """For summary.json."""
     return {name: getattr(self, name) for name in ("rows", "unusable", "long_inputs",
-                                                   "long_targets")}
+                                                   "long_targets", "short_contexts")}
 
   def __str__(self) -> str:
     def line(name, long):

@@ -16,13 +16,15 @@ import logging
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.batches import Batches, Source, fold
+from prompt_tuning.batches import Batches, fold
 from prompt_tuning.converter import (
   LengthReport,
   check_feature_lengths,
@@ -31,11 +33,17 @@ from prompt_tuning.converter import (
 )
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.placement import PLAIN, Placement
+from prompt_tuning.sources import Source
 from prompt_tuning.tasks import registry
 from prompt_tuning.token_cache import FEATURES, FORMAT_VERSION, Ragged, TokenCache, write_cache
 
 CHUNK_ROWS = 2048
 DETERMINISTIC_SEED = 0
+
+# seqio hands seeds to preprocessors through a global variable, while it builds a data set.
+_BUILDING = threading.Lock()
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +69,7 @@ class TrainData(Batches):
                stochastic: bool | Collection[str] = False,
                use_cached: bool = False, fingerprint: str = "", vocab_size: int | None = None,
                max_truncated_inputs: float = 0.5, max_truncated_targets: float = 0.0,
-               host_index: int = 0, host_count: int = 1):
+               host_index: int = 0, host_count: int = 1, last_step: int | None = None):
     """Tokenises what isn't cached yet and checks it, before the first batch.
 
     Args:
@@ -78,6 +86,7 @@ class TrainData(Batches):
       fingerprint: of the source's text, where it can change under the same task name.
       vocab_size: V of the model; ids of V or more are an error.
       max_truncated_inputs, max_truncated_targets: the share of rows that may lose their end.
+      last_step: of the run; no epoch beyond it is made ahead. None: there is none.
 
     Raises `UserError` for settings and data that don't fit.
     """
@@ -94,10 +103,13 @@ class TrainData(Batches):
                       fix="add the tasks to prompt_ids")
     self.reports: dict[str, LengthReport] = {}
 
+    self._closing = threading.Event()
+
     def cache_of(each: seqio.Task, epoch: int) -> TokenCache:
       epoch_seed = fold(seed, "data", epoch) if each.name in stochastic else None
       cache = cache_task(each, split, cache_dir=cache_dir, epoch_seed=epoch_seed,
-                         fingerprint=fingerprint, use_cached=use_cached)
+                         fingerprint=fingerprint, use_cached=use_cached,
+                         stop=self._closing)
       check_ids(each.name, cache, vocab_size)
       report = check_truncation(each.name, cache, lengths,
                                 max_truncated_inputs=max_truncated_inputs,
@@ -114,18 +126,25 @@ class TrainData(Batches):
     sources = [
         Source(each.name, by_epoch(each),
                rate=task.get_rate(each) if isinstance(task, seqio.Mixture) else 1.0,
-               prompt_id=prompt_ids[each.name] if prompt_ids is not None else None)
+               prompt_id=prompt_ids[each.name] if prompt_ids is not None else None,
+               is_new_each_epoch=each.name in stochastic)
         for each in tasks]
     self.caches = {source.name: source.cache(0) for source in sources}
     self.report = LengthReport.of(list(self.caches.values()), lengths)
     super().__init__(sources, lengths=lengths, batch_size=batch_size, seed=seed,
                      placement=placement, pack=pack, shuffle=shuffle, host_index=host_index,
-                     host_count=host_count)
+                     host_count=host_count, last_step=last_step)
+
+  def close(self) -> None:
+    """Breaks off what is made ahead."""
+    self._closing.set()
+    super().close()
 
 
 def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
                epoch_seed: int | None = None, fingerprint: str = "",
-               use_cached: bool = False) -> TokenCache:
+               use_cached: bool = False,
+               stop: threading.Event | None = None) -> TokenCache:
   """The rows of `task`, untrimmed and in the source's order; tokenised on the first call.
 
   A cache is found again by the task's name, split, vocabularies and preprocessors (their code and
@@ -137,6 +156,7 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
       tokenising are kept only then.
     fingerprint: of the source's text.
     use_cached: read seqio's offline cache instead of the source.
+    stop: breaks the tokenising off (`Stopped`), and leaves nothing.
 
   Raises `UserError`: unknown split, missing features, no offline cache, no rows, no EOS.
   """
@@ -146,10 +166,21 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
     cache = TokenCache(folder)
   else:
     log.info("tokenising %s, split %s", task.name, split)
-    cache = write_cache(folder, _chunks(task, split, epoch_seed, use_cached),
-                        lambda: None if use_cached else registry.unusable_rows(task.name, split))
+    cache = write_cache(folder, _until(stop, _chunks(task, split, epoch_seed, use_cached)),
+                        lambda: None if use_cached else registry.lost(task.name, split))
   _check_eos(task, cache)
   return cache
+
+
+class Stopped(Exception):
+  """Tokenising was broken off."""
+
+
+def _until(stop: threading.Event | None, chunks: Iterator[T]) -> Iterator[T]:
+  for chunk in chunks:
+    if stop is not None and stop.is_set():
+      raise Stopped
+    yield chunk
 
 
 def vocabulary_fingerprint(vocabulary: seqio.Vocabulary) -> str:
@@ -207,9 +238,10 @@ def _describe(value: object, depth: int = 6) -> str:
 def _chunks(task: seqio.Task, split: str, seed: int | None,
             use_cached: bool) -> Iterator[dict[str, Ragged]]:
   # Preprocessors that draw numbers without being declared stochastic still give one fixed result.
-  dataset = task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
-                             shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
-                             try_in_mem_cache=False)
+  with _BUILDING:
+    dataset = task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
+                               shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
+                               try_in_mem_cache=False)
   spec = dataset.element_spec
   texts = {f"{name}_text": f"{name}_pretokenized" for name in FEATURES}
   with_text = seed is None and all(

@@ -42,6 +42,10 @@ def read(task: TaskConfig, vocabulary: str, split: str, limit: int | None = None
   Raises:
     UserError: a mixture, a task without labels, or no such split.
   """
+  if task.variant.few_shot is not None:
+    raise UserError("Discrete prompts choose their own examples",
+                    found=f"FEW_SHOT = {task.variant.few_shot}", wanted="no FEW_SHOT",
+                    fix="leave it out; `prompt-tuning design` has SHOTS")
   setup = set_up(task, vocabulary)
   if setup.spec is None or setup.spec.labels is None:
     raise UserError("Discrete prompts are made for one task with labels", found=str(task.name),

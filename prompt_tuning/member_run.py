@@ -56,6 +56,10 @@ class _OwnRows:
     batches = [part.at(step) for part in self._parts]
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
+  def close(self) -> None:
+    for part in self._parts:
+      part.close()
+
 
 class MembersTrainer(Trainer):
   """`Trainer` for `TrainConfig.members`. State and metrics have the member axis in front."""

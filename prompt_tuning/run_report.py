@@ -48,7 +48,8 @@ def started(summary: Mapping[str, Any]) -> None:
 def losses(counts: Mapping[str, int | None]) -> str:
   """What a split lost before it reached the model, in words; "" where it is whole."""
   words = {"long_inputs": "inputs lose their end", "long_targets": "targets lose their end",
-           "unusable": "more could not be used and were left out"}
+           "unusable": "more could not be used and were left out",
+           "short_contexts": "have fewer solved examples in front than FEW_SHOT"}
   return ", ".join(f"{counts[name]:,} {text}" for name, text in words.items() if counts[name])
 
 

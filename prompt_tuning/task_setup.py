@@ -8,6 +8,7 @@ from typing import Any
 from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import registry, table
+from prompt_tuning.tasks.few_shot import Room
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
 
@@ -48,7 +49,7 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   """
   row = config.name if config.source is None else config.source.spec()
   if config.variant.changed:
-    row = varied(config, row)
+    row = varied(config, row, vocabulary)
   task = registry.resolve(row, module=config.module, vocabulary=vocabulary,
                           cached_dirs=config.cached_dirs)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
@@ -60,7 +61,8 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   return TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
 
 
-def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec) -> TaskSpec | MixtureSpec:
+def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec,
+           vocabulary: str) -> TaskSpec | MixtureSpec:
   """The row of a task, with the variant that the configuration asks for.
 
   Raises:
@@ -75,4 +77,5 @@ def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec) -> TaskSpec | 
   own = {task.name: task for task in row.tasks} if isinstance(row, MixtureSpec) else {}
   rates = row.rates if isinstance(row, MixtureSpec) else ()
   parts = {name: own.get(name) or table.spec(name) for name in rates}
-  return config.variant.apply(row, parts)
+  return config.variant.apply(row, parts, Room(vocabulary=vocabulary,
+                                               length=config.feature_lengths["inputs"]))

@@ -23,7 +23,7 @@ import numpy as np
 
 from prompt_tuning.errors import UserError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FEATURES = ("inputs", "targets")
 TEXTS = ("inputs_text", "targets_text", "extras_text")
 META = "meta.json"
@@ -45,7 +45,8 @@ class TokenCache:
   Attributes:
     folder: where it lies.
     texts: names of the texts that were kept, of TEXTS.
-    unusable: rows of the source that could not be used and are not here; None: nobody counted.
+    lost: what the source's rows lost (`registry.lost`: `unusable` are not here); None: nobody
+      counted.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -54,7 +55,7 @@ class TokenCache:
     try:
       meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
       self._rows, self.texts = meta["rows"], tuple(meta["texts"])
-      self.unusable: int | None = meta["unusable"]
+      self.lost: dict[str, int] | None = meta["lost"]
       self._id_range = {name: tuple(meta["id_range"][name]) for name in FEATURES}
       names = [*FEATURES, *self.texts]
       self._offsets = {name: np.load(self.folder / f"{name}.offsets.npy") for name in names}
@@ -109,13 +110,13 @@ class TokenCache:
 
 
 def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]],
-                unusable: Callable[[], int | None] = lambda: None) -> TokenCache:
+                lost: Callable[[], dict[str, int] | None] = lambda: None) -> TokenCache:
   """Writes `chunks` of rows as the cache `folder`, or opens what another process finished first.
 
   Args:
     folder: the final place; nothing is there before everything is.
     chunks: each with `inputs` and `targets`, and the same ones of TEXTS in every chunk.
-    unusable: how many rows of the source were left out; asked when all chunks are made.
+    lost: what the source's rows lost; asked when all chunks are made.
 
   Raises `UserError` when there are no rows or the disk refuses.
   """
@@ -124,7 +125,7 @@ def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]],
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    rows = _write(partial, chunks, unusable)
+    rows = _write(partial, chunks, lost)
     if not rows:
       raise UserError("There are no examples to tokenise", found=f"0 rows for {folder.name}",
                       wanted="1 row or more", fix="check the task's source and its filters")
@@ -140,7 +141,7 @@ def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]],
 
 
 def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]],
-           unusable: Callable[[], int | None]) -> int:
+           lost: Callable[[], dict[str, int] | None]) -> int:
   lengths: dict[str, list[np.ndarray]] = {}
   lows: dict[str, list[int]] = {name: [] for name in FEATURES}
   highs: dict[str, list[int]] = {name: [] for name in FEATURES}
@@ -165,7 +166,7 @@ def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]],
     borders = np.cumsum(np.concatenate([np.zeros(1, np.int64), *parts]), dtype=np.int64)
     np.save(folder / f"{name}.offsets.npy", borders)
   id_range = {name: [min(lows[name]), max(highs[name])] if lows[name] else [] for name in FEATURES}
-  meta = {"format": FORMAT_VERSION, "rows": rows, "unusable": unusable(),
+  meta = {"format": FORMAT_VERSION, "rows": rows, "lost": lost(),
           "texts": [name for name in TEXTS if name in lengths], "id_range": id_range}
   (folder / META).write_text(json.dumps(meta), encoding="utf-8")
   return rows

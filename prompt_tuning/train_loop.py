@@ -113,7 +113,7 @@ def train_data(config: TrainConfig, setup: TaskSetup, seed: int,
     vocab_size=config.model.backbone.vocab_size,
     max_truncated_inputs=config.task.max_truncated_inputs,
     max_truncated_targets=config.task.max_truncated_targets,
-    host_index=share[0], host_count=share[1])
+    host_index=share[0], host_count=share[1], last_step=config.train_steps - 1)
 
 
 class Trainer:
@@ -153,6 +153,7 @@ class Trainer:
     try:
       return self._run(on_start or (lambda summary: None))
     finally:
+      self.data.close()
       self.dir.close()
       self.checkpoints.close()
 

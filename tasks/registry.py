@@ -19,14 +19,15 @@ import tensorflow as tf
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.tasks import denoising, metrics, table, variants, vocabularies
+from prompt_tuning.tasks.few_shot import LEFT_OUT
 from prompt_tuning.tasks.spec import MixtureSpec, Proportional, TaskSpec
 
 DEFAULT_VOCABULARY = "tiny"
 
 # What each seqio name of ours was built from: another spec under the same name is an error.
 _built: dict[str, TaskSpec | MixtureSpec] = {}
-# (name, variant, split) -> rows left out, of the splits that this process has read to their end.
-_left_out: dict[tuple[str, str, str], int] = {}
+# (name, variant, split) -> what was lost, of the splits that this process has read to their end.
+_lost: dict[tuple[str, str, str], dict[str, int]] = {}
 
 
 def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
@@ -131,13 +132,15 @@ def row_of(registered: str) -> TaskSpec | None:
   return row if isinstance(row, TaskSpec) else None
 
 
-def unusable_rows(registered: str, split: str) -> int | None:
-  """Rows that could not be used when this process last read the split.
+def lost(registered: str, split: str) -> dict[str, int] | None:
+  """What was lost when this process last read the split.
 
-  None: it has not read it (seqio's offline cache was read), or the task is a user's own.
+  `unusable`, rows that no example could be made of; `short_contexts`, rows with fewer solved
+  examples in front than FEW_SHOT. None: it has not read it (seqio's offline cache was read), or the
+  task is a user's own.
   """
   row = row_of(registered)
-  return None if row is None else _left_out.get((row.name, row.variant, split))
+  return None if row is None else _lost.get((row.name, row.variant, split))
 
 
 def _registered_name(name: str, vocabulary: str, leading_sentinel: bool, variant: str) -> str:
@@ -183,11 +186,14 @@ def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,
 
   def texts():
     left_out: list[str] = []
+    short_contexts = 0
     for example in row.examples(split, left_out):
+      short_contexts += example.get(LEFT_OUT, 0) > 0
       # Only evaluation asks for them: beside every training example they would be many.
       extras = "" if split == "train" else metrics.pack_extras(example)
       yield {key: {**example, "extras": extras}[key] for key in keys}
-    _left_out[row.name, row.variant, split] = len(left_out)
+    _lost[row.name, row.variant, split] = {
+      "unusable": len(left_out), "short_contexts": short_contexts}
 
   return tf.data.Dataset.from_generator(
     texts, output_signature={key: tf.TensorSpec([], tf.string) for key in keys})

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.tasks.few_shot import FewShot, Room
 from prompt_tuning.tasks.files import Template
 from prompt_tuning.tasks.published import Published
 from prompt_tuning.tasks.slices import Cut, Reordered, order
@@ -35,6 +36,8 @@ class Variant:
       are shuffled again each epoch unless SHUFFLE = False).
     template: TASK_TEMPLATE, inputs with `{column}`s of the data, or `{inputs}` as they would be.
     labels: TASK_LABELS, label -> the word for it; labels it does not name stay.
+    few_shot: FEW_SHOT, so many solved examples ahead of every input (`few_shot.py`, which has the
+      rest too): few_shot_choice, few_shot_seed, few_shot_template, few_shot_separator.
     window, stride: QA_WINDOW, QA_STRIDE, in words: long contexts of questions are cut into windows
       (`windows.py`).
   """
@@ -48,6 +51,11 @@ class Variant:
   order_seed: int | None = None
   template: str | None = None
   labels: Mapping[str, str] | None = None
+  few_shot: int | None = None
+  few_shot_choice: str = "random"
+  few_shot_seed: int = 0
+  few_shot_template: str = "{inputs} {targets}"
+  few_shot_separator: str = " "
   window: int | None = None
   stride: int | None = None
 
@@ -61,14 +69,21 @@ class Variant:
       if value is not None and not isinstance(value, Mapping):
         raise UserError(f"{name} is not a dictionary", found=repr(value), wanted="{'from': 'to'}",
                         fix=f"--gin.{name}=\"{{'...': '...'}}\"")
+    shown = [f"{name.upper()} = {value!r}" for name, value in self.changed.items()
+             if name.startswith("few_shot_")]
+    if shown and self.few_shot is None:
+      raise UserError("Settings of FEW_SHOT need FEW_SHOT", found=", ".join(shown),
+                      wanted="a number of examples", fix="--gin.FEW_SHOT=4")
     if self.stride is not None and self.window is None:
       raise UserError("QA_STRIDE needs QA_WINDOW", found=f"QA_STRIDE = {self.stride} alone",
                       wanted="both", fix="set QA_WINDOW, the words of a window")
 
-  @property
-  def tag(self) -> str:
+  def tag(self, room: Room | None = None) -> str:
     """A few letters for what differs but the place of the files; "" where nothing does."""
-    changed = {name: value for name, value in self.changed.items() if name != "data_dir"}
+    changed: dict[str, Any] = {name: value for name, value in self.changed.items()
+                               if name != "data_dir"}
+    if self.few_shot is not None and room is not None:
+      changed["room"] = room.length
     return hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:8] if changed else ""
 
   @property
@@ -78,11 +93,13 @@ class Variant:
             if getattr(self, field.name) != field.default}
 
   def apply(self, row: TaskSpec | MixtureSpec,
-            parts: Mapping[str, TaskSpec] | None = None) -> TaskSpec | MixtureSpec:
+            parts: Mapping[str, TaskSpec] | None = None,
+            room: Room | None = None) -> TaskSpec | MixtureSpec:
     """The row, varied.
 
     Args:
       parts: the tasks of a mixture by name.
+      room: what an input may hold, for FEW_SHOT; None: everything.
 
     Raises:
       UserError: a setting does not fit the task.
@@ -90,11 +107,11 @@ class Variant:
     if not self.changed:
       return row
     if isinstance(row, MixtureSpec):
-      tasks = tuple(self._task(task) for task in (parts or {}).values())
-      return dataclasses.replace(row, tasks=tasks, variant=self.tag)
-    return self._task(row)
+      tasks = tuple(self._task(task, room) for task in (parts or {}).values())
+      return dataclasses.replace(row, tasks=tasks, variant=self.tag(room))
+    return self._task(row, room)
 
-  def _task(self, row: TaskSpec) -> TaskSpec:
+  def _task(self, row: TaskSpec, room: Room | None) -> TaskSpec:
     source = _placed(row.source, self.data_dir, self.data_from)
     if self.splits is not None:
       kept = dict(source.parts) if isinstance(source, Cut) else {s: s for s in source.splits}
@@ -109,10 +126,15 @@ class Variant:
     to_text = Casting(row.to_text, prefix=row.prefix if self.taskless else "", words=words,
                       template=None if self.template is None else
                       Template("TASK_TEMPLATE", self.template))
-    return dataclasses.replace(
-      row, source=source, to_text=to_text, variant=self.tag,
+    varied = dataclasses.replace(
+      row, source=source, to_text=to_text, variant=self.tag(room),
       labels=row.labels and tuple(words.get(label, label) for label in row.labels),
       metrics=tuple(_renamed(metric, words) for metric in row.metrics))
+    if self.few_shot is None:
+      return varied
+    return dataclasses.replace(varied, to_text=FewShot(
+      task=varied, count=self.few_shot, choice=self.few_shot_choice, seed=self.few_shot_seed,
+      template=self.few_shot_template, separator=self.few_shot_separator, room=room))
 
   def _words(self, row: TaskSpec) -> dict[str, str]:
     unknown = set(self.labels or ()) - set(row.labels or ())
@@ -200,7 +222,10 @@ def without_place(row: TaskSpec | MixtureSpec) -> TaskSpec | MixtureSpec:
   """A row as it would be wherever its files are."""
   if isinstance(row, MixtureSpec):
     return dataclasses.replace(row, tasks=tuple(map(without_place, row.tasks)))
-  return dataclasses.replace(row, source=_placed(row.source, None, None))
+  to_text = row.to_text
+  if isinstance(to_text, FewShot):
+    to_text = dataclasses.replace(to_text, task=without_place(to_text.task))
+  return dataclasses.replace(row, source=_placed(row.source, None, None), to_text=to_text)
 
 
 def _placed(source: Source, data_dir: str | None, origin: str | None) -> Source:

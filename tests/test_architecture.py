@@ -44,6 +44,7 @@ ROWS = (
   ("4b", "checkpoints", "packing"),
   ("4b", "checkpoints.formats"),
   ("4b", "checkpoints.loading"),
+  ("4b", "sources"),
   ("4b", "batches"),
   ("4b", "data"),
   ("4b", "run_config", "members", "distillation"),

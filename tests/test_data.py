@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +157,87 @@ def test_a_stochastic_task_changes_from_epoch_to_epoch_and_is_the_same_in_anothe
   assert noise(elsewhere, 1) == second and noise(elsewhere, 0) == first
   fixed = make(task)
   assert noise(fixed, 0) == noise(fixed, 1)
+
+
+def made_epochs(folder, wanted, seconds=30):
+  """How many caches lie in a folder, once there are `wanted` or the time is over."""
+  end = time.monotonic() + seconds
+  while len(list(folder.glob("toy-*"))) < wanted and time.monotonic() < end:
+    time.sleep(0.01)
+  return len(list(folder.glob("toy-*")))
+
+
+def test_the_next_epoch_is_made_ahead_from_its_middle_on_unless_the_run_ends_before(
+    make, tmp_path):
+  task = task_of(40, extra=[add_noise])  # epochs of 10 steps
+  train = make(task, stochastic=True)
+  for step in range(5):
+    train.at(step)
+  train.close()
+  assert made_epochs(tmp_path, 2, seconds=0) == 1
+  train = make(task, stochastic=True)
+  train.at(5)
+  assert made_epochs(tmp_path, 2) == 2
+  train.close()
+  short = make(task, stochastic=True, cache_dir=tmp_path / "short", last_step=9)
+  for step in range(10):
+    short.at(step)
+  short.close()
+  assert made_epochs(tmp_path / "short", 2, seconds=0) == 1
+
+
+def test_what_is_made_ahead_is_broken_off_and_leaves_nothing(make, tmp_path, monkeypatch):
+  began, go_on = threading.Event(), threading.Event()
+  chunks, epochs = data._chunks, itertools.count()
+
+  def slow(*arguments):
+    is_first = next(epochs) == 0
+    for chunk in chunks(*arguments):
+      if not is_first:
+        began.set()
+        go_on.wait(30)
+      yield chunk
+
+  monkeypatch.setattr(data, "_chunks", slow)
+  train = make(task_of(20, extra=[add_noise]), stochastic=True)
+  train.at(4)
+  assert began.wait(30)
+  closing = threading.Thread(target=train.close)
+  closing.start()
+  while not train._closing.is_set():
+    time.sleep(0.01)
+  go_on.set()
+  closing.join(30)
+  assert not closing.is_alive()
+  assert [path.name.startswith("toy-") for path in tmp_path.iterdir()] == [True]
+
+
+def test_packed_epochs_of_noise_are_made_ahead_and_are_those_that_are_made_late(make, tmp_path):
+  def rows(folder, ahead):
+    train = make(task_of(40, extra=[add_noise]), stochastic=True, pack=True,
+                 cache_dir=tmp_path / folder)
+    last = train.steps_per_epoch - 1
+    if ahead:
+      train.at(last)
+      assert made_epochs(tmp_path / folder, 2) == 2
+    return [train.at(step)["encoder_input_tokens"].tolist() for step in range(last, last + 4)]
+
+  assert rows("ahead", True) == rows("late", False)
+
+
+def test_an_epoch_that_fails_ahead_raises_where_it_is_needed(make):
+  counts = itertools.count()
+
+  def fail_later(dataset):
+    if next(counts):
+      raise UserError("No second epoch", found="it", wanted="none", fix="nothing")
+    return dataset
+
+  train = make(task_of(20, extra=[fail_later]), stochastic=True)
+  for step in range(5):
+    train.at(step)
+  with pytest.raises(UserError, match="No second epoch"):
+    train.at(5)
 
 
 def test_a_task_that_changes_its_size_between_epochs_is_an_error(make):

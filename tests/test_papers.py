@@ -61,7 +61,7 @@ def test_a_study_trains_one_task_and_names_others(name, size):
                "runs/prompt_tune.gin", name],
               ["MODEL_DIR = 'x'", "VOCABULARY = 'bytes'", "INITIAL_CHECKPOINT_PATH = 'random'"])
   built = config.build(TrainConfig)
-  row = varied(built.task, built.task.name)
+  row = varied(built.task, built.task.name, "bytes")
   assert "train" in row.source.splits and "validation" in row.source.splits
   shapes = abstract_params(built.model.module())
   assert shapes["prompt"]["embedding"].shape == (100, built.model.backbone.emb_dim)

@@ -96,7 +96,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     (lambda folder: (folder / "meta.json").unlink(), "FileNotFoundError"),
     (lambda folder: (folder / "meta.json").write_text("{"), "JSONDecodeError"),
     (lambda folder: (folder / "meta.json").write_text(json.dumps(
-        {"rows": 9, "unusable": 0, "texts": ["inputs_text"],
+        {"rows": 9, "lost": None, "texts": ["inputs_text"],
          "id_range": {"inputs": [], "targets": []}})),
      "1 rows of inputs"),
 ])

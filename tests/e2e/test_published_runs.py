@@ -30,8 +30,10 @@ def test_a_super_glue_folder(tmp_path, capfd):
   folder = Folder(tmp_path, FILES, SMALL + TASK + PROMPT)
   settings = {"DATA_DIR": str(tmp_path / "data"), "TRAIN_STEPS": 2, "EVAL_PERIOD": 2}
   expected = {"super_glue_cb": {
-    "train": {"rows": 199, "unusable": 1, "long_inputs": 1, "long_targets": 0},
-    "validation": {"rows": 8, "unusable": 0, "long_inputs": 0, "long_targets": 0}}}
+    "train": {"rows": 199, "unusable": 1, "long_inputs": 1, "long_targets": 0,
+              "short_contexts": 0},
+    "validation": {"rows": 8, "unusable": 0, "long_inputs": 0, "long_targets": 0,
+                   "short_contexts": 0}}}
   for name in ("first", "cached"):  # the second run finds the tokens of the first one
     assert main(folder.arguments(name, **settings)) == 0
     said = re.sub(r"\s+", " ", capfd.readouterr().out)

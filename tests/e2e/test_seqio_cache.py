@@ -77,7 +77,7 @@ def check_rows(task, cached_dir, tmp_path):
     cached, own = (cache_task(task, split, cache_dir=tmp_path / "tokens", use_cached=use)
                    for use in (True, False))
     assert rows_of(cached) == rows_of(own) and len(own) == ROWS
-    assert (cached.unusable, own.unusable) == (None, 0)
+    assert (cached.lost, own.lost) == (None, {"unusable": 0, "short_contexts": 0})
 
 
 def check_training(cached_dir, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_a_mixture_is_varied_in_all_its_tasks():
   assert [task.name for task in varied.tasks] == ["glue_rte", "glue_cola"]
   assert {task.variant for task in varied.tasks} == {varied.variant} != {""}
   assert {task.source.data_dir for task in varied.tasks} == {"/there"}
-  assert Variant(data_dir="/there").tag == "" and Variant().apply(mixture) is mixture
+  assert Variant(data_dir="/there").tag() == "" and Variant().apply(mixture) is mixture
 
 
 @pytest.mark.parametrize("settings, message", [
