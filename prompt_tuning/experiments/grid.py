@@ -7,7 +7,7 @@
             {'size': 'all', 'method': ['frozen'], 'seed': ['0']}]
 
 A choice is a list of flags as a user types them after `prompt-tuning train`; one that starts with
-the word `eval` is only evaluated. `${axis}` stands for the name of the cell's choice, `${root}` for
+the word `eval` is only evaluated, one with `autoprompt` searches for a trigger. `${axis}` stands for the name of the cell's choice, `${root}` for
 SWEEP_DIR, `${place}` for an entry of PLACES. A cell's name is its choices', joined by `-`: it stays
 the same when the grid grows, and is the name of the run's folder.
 """
@@ -24,7 +24,7 @@ from typing import Any
 from prompt_tuning.errors import UserError, nearest
 
 ALL = "all"
-COMMANDS = ("train", "eval")
+COMMANDS = ("train", "eval", "autoprompt")
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 # Columns of the CSV that no axis may be called by.
 RESERVED = ("run", "status", "evaluated_on", "ensemble", "metric", "validation", "test", "majority",
@@ -39,7 +39,7 @@ class Cell:
   Attributes:
     name: of its folder below SWEEP_DIR.
     choices: axis -> choice.
-    command: `train` or `eval`.
+    command: of COMMANDS.
     flags: of that command, without MODEL_DIR or OUTPUT_DIR.
   """
 
@@ -59,7 +59,8 @@ class Grid:
     blocks: {axis: choices, or 'all'} each; the grid is the union of these products. An axis that a
       block leaves out adds nothing to its cells.
     flags: of every run.  train_flags, eval_flags: of those that train, of every evaluation.
-    test_split: evaluated after training with the best step, and by `eval` cells; None: nothing is.
+    test_split: evaluated after training with the best step, by `eval` cells, and with the best
+      trigger; None: nothing is. Of a mixture, each of its tasks is.
     also_on: names of other tasks that every run of a task is evaluated on (domain shift).
     metrics: task (the choice's name, or an entry of `also_on`) -> the metric of the CSV; without
       one it is accuracy where there is one, else the loss. `validation` is empty where training
@@ -137,7 +138,7 @@ class Grid:
       if own and own[0] in COMMANDS:
         command = own.pop(0)
       flags += own
-    flags += self.train_flags if command == "train" else self.eval_flags
+    flags += {"train": self.train_flags, "eval": self.eval_flags}.get(command, ())
     known = {**self.places, **choices, "root": self.sweep_dir}
     return Cell("-".join(choices.values()), choices, command,
                 tuple(_filled(flag, known) for flag in flags))
@@ -197,8 +198,9 @@ def folder_of(grid: Grid, cell: Cell) -> pathlib.Path:
 
 def command_line(grid: Grid, cell: Cell) -> list[str]:
   """The arguments of `prompt-tuning` that do what the sweep does for this cell."""
-  place = "MODEL_DIR" if cell.command == "train" else "OUTPUT_DIR"
-  split = [] if cell.command == "train" else [f"--gin.SPLIT={grid.test_split}"]
+  split = {"train": [], "eval": [f"--gin.SPLIT={grid.test_split}"],
+           "autoprompt": [f"--gin.TEST_SPLIT={grid.test_split}"]}[cell.command]
+  place = "OUTPUT_DIR" if cell.command == "eval" else "MODEL_DIR"
   # Double quotes, which a shell's single ones take in.
   return [cell.command, *cell.flags, *split, f'--gin.{place}="{folder_of(grid, cell)}"']
 

@@ -1,7 +1,8 @@
-"""Runs one cell of a grid in this process, as `prompt-tuning train` and `prompt-tuning eval` would.
+"""Runs one cell of a grid in this process, as the command itself would.
 
-  train   trains or resumes, then evaluates the best step on the test split
-  eval    evaluates the plain model on the test split
+  train       trains or resumes, then evaluates the best step on the test split
+  eval        evaluates the plain model on the test split
+  autoprompt  searches or resumes; the best trigger on the test split
 
 Of a run of several prompts every prompt is evaluated, and their ensembles.
 """
@@ -14,10 +15,12 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import config, trained_model, trees
+from prompt_tuning import config, eval_mixture, trained_model, trees
 from prompt_tuning.checkpoints import method_files
+from prompt_tuning.discrete.autoprompt import AutoPrompt
+from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.eval_run import EvalConfig, Report, evaluate_run
+from prompt_tuning.eval_run import EvalConfig, Report, evaluate_run, evaluate_runs
 from prompt_tuning.evaluate import Evaluator
 from prompt_tuning.experiments import results
 from prompt_tuning.experiments.grid import Cell, Grid, files_and_bindings, folder_of
@@ -30,7 +33,10 @@ from prompt_tuning.trees import Split
 Row = dict[str, Any]
 
 
-def build(grid: Grid, cell: Cell) -> TrainConfig | EvalConfig:
+Settings = TrainConfig | EvalConfig | AutoPromptConfig
+
+
+def build(grid: Grid, cell: Cell) -> Settings:
   """The cell's configuration, checked as far as that goes without data and weights.
 
   Raises:
@@ -42,6 +48,10 @@ def build(grid: Grid, cell: Cell) -> TrainConfig | EvalConfig:
   if cell.command == "train":
     config.load(["commands/train.gin", *files], [*bindings, f"MODEL_DIR = {folder!r}"])
     return config.build(TrainConfig)
+  if cell.command == "autoprompt":
+    config.load(["commands/autoprompt.gin", *files],
+                [*bindings, f"TEST_SPLIT = {grid.test_split!r}", f"MODEL_DIR = {folder!r}"])
+    return config.build(AutoPromptConfig)
   config.load(["commands/eval.gin", *files],
               [*bindings, f"SPLIT = {grid.test_split!r}", f"OUTPUT_DIR = {folder!r}"])
   return config.build(EvalConfig)
@@ -59,6 +69,8 @@ def run(grid: Grid, cell: Cell) -> dict[str, Any] | None:
   jax.clear_caches()
   if isinstance(settings, EvalConfig):
     found = _evaluated(grid, cell, settings)
+  elif isinstance(settings, AutoPromptConfig):
+    found = _searched(settings, config.operative())
   else:
     trained = _trained(grid, cell, settings, config.operative())
     if trained is None:
@@ -84,6 +96,19 @@ def _evaluated(grid: Grid, cell: Cell, settings: EvalConfig) -> dict[str, Any]:
     curve += [{"step": 0, "split": "/".join(filter(None, (task, one.eval_settings.split))),
                "metric": name, "value": value} for name, value in report.result.metrics.items()]
   return {"trained_parameters": 0, "steps": 0, "rows": rows, "curve": curve}
+
+
+def _searched(settings: AutoPromptConfig, operative: str) -> dict[str, Any]:
+  """A trigger is words: no parameters are trained."""
+  summary = AutoPrompt(settings, operative).run()
+  scores = {split: found["accuracy"] for split, found in summary["results"]["found"].items()}
+  row = {"metric": "accuracy", "validation": scores[settings.split],
+         "best_step": summary["best_step"]}
+  if settings.test_split is not None:
+    row |= {"test": scores[settings.test_split],
+            "majority": summary["majority"][settings.test_split]}
+  return {"trained_parameters": 0, "steps": summary["steps"], "rows": [row],
+          "curve": RunDir(settings.model_dir).metrics()}
 
 
 def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
@@ -132,7 +157,10 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
                f"MODEL_DIR = {None if several else str(folder)!r}"])
   test = config.build(EvalConfig)
   if not several:
-    return [{"evaluated_on": task, **_numbers(grid, cell, task, evaluate_run(test))}]
+    parts = eval_mixture.parts(test)
+    names = [task] if len(parts) == 1 else [part.task.name for part in parts]
+    return [{"evaluated_on": name, **_numbers(grid, cell, name, report)}
+            for name, report in zip(names, evaluate_runs(parts), strict=True)]
   paths = [_prompt_file(folder / "members" / str(i)) for i in range(len(trained))]
   model = trained_model.find(test.model, None, paths[0])
   evaluator = Evaluator(model.config, test.task, test.eval_settings, model.prompt_ids)
