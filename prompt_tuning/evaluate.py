@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import seqio
 
-from prompt_tuning import ensembles, generation, hosts, scoring
+from prompt_tuning import ensembles, examples, generation, hosts, scoring
 from prompt_tuning.batches import eval_batches
 from prompt_tuning.converter import LengthReport, check_ids, check_truncation
 from prompt_tuning.data import cache_task
@@ -90,6 +90,7 @@ class Evaluator:
     self._placement = model.placement()
     self._tokenizer = vocabularies.load_light(model.vocabulary)
     self._lengths = dict(task.feature_lengths)
+    self._leading_sentinel = task.leading_sentinel
     setup = set_up(task, model.vocabulary)
     self._spec = setup.spec
     tasks = list(setup.parts.values())
@@ -232,17 +233,13 @@ class Evaluator:
 
   def _label_ids(self) -> np.ndarray:
     """`[C, U]` ids of the labels with EOS, padded."""
-    rows = [[*self._tokenizer.encode(label), self._tokenizer.eos_id]
-            for label in self._spec.labels]
-    width = max(map(len, rows))
+    ids = examples.label_ids(self._spec.labels, self._tokenizer, self._leading_sentinel)
+    width = ids.shape[1]
     if width > self._lengths["targets"]:
-      longest = self._spec.labels[int(np.argmax([len(r) for r in rows]))]
+      longest = self._spec.labels[int((ids != 0).sum(axis=1).argmax())]
       raise UserError("A label is longer than the targets", found=f"{longest!r}: {width} tokens",
                       wanted=f"at most {self._lengths['targets']}",
                       fix=f"raise TASK_FEATURE_LENGTHS['targets'] to {width}")
-    ids = np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-      ids[i, :len(row)] = row
     return ids
 
   def _rank(self, call) -> Result:
@@ -280,7 +277,7 @@ class Evaluator:
       tokens = call(self._model, generation.generate, inputs, None, ids,
                     max_length=self._lengths["targets"])
       kept = tokens[batch["row_mask"]]
-      predictions += [self._tokenizer.decode(row.tolist()) for row in kept]
+      predictions += map(self.text, kept)
       losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
       if of_windows:
         found = call(self._model, scoring.output_scores, inputs, self._placed(tokens), ids)
@@ -300,12 +297,16 @@ class Evaluator:
     return Result(self._metrics(targets, predictions), [row["inputs_text"] for row in rows],
                   [target.text for target in targets], list(predictions))
 
+  def text(self, ids: np.ndarray) -> str:
+    """What generated ids say."""
+    return examples.answer(ids, self._tokenizer, self._leading_sentinel)
+
   def requests(self) -> tuple[list[np.ndarray], np.ndarray | None]:
     """The rows' input ids, untrimmed, and the labels' ids `[C, U]` where rows are ranked."""
     return [row["inputs"] for row in self._rows()], self._labels
 
   def _loss(self, call) -> Result:
-    own, gaps, examples = [], [], 0
+    own, gaps, count = [], [], 0
     for batch in self._batches():
       arrays = _arrays(batch)
       own.append(call(self._model, scoring.token_losses, self._placed(arrays)))
@@ -318,8 +319,8 @@ class Evaluator:
           arrays["encoder_input_tokens"][:real], 1, axis=0)
         other = call(self._model, scoring.token_losses, self._placed(swapped))
         gaps.append([other[0] - own[-1][0], own[-1][1]])
-      examples += int(batch["row_mask"].sum())
-    metrics = {"loss": _mean_loss(own), "examples": float(examples)}
+      count += int(batch["row_mask"].sum())
+    metrics = {"loss": _mean_loss(own), "examples": float(count)}
     if gaps:
       metrics["encoder_gap"] = _mean_loss(gaps)
     return Result(metrics, [], [], [])

@@ -113,13 +113,28 @@ def read_lines(path: str) -> list[str]:
   return lines
 
 
-def label_ids(labels: Sequence[str], tokenizer: vocabularies.Tokenizer) -> np.ndarray:
-  """`[C, U]` int32: the labels' ids with the end of sequence, padded."""
-  rows = [[*tokenizer.encode(label), tokenizer.eos_id] for label in labels]
+def label_ids(labels: Sequence[str], tokenizer: vocabularies.Tokenizer,
+              leading_sentinel: bool = False) -> np.ndarray:
+  """`[C, U]` int32: the labels' ids with the end of sequence, padded.
+
+  Args:
+    leading_sentinel: `<extra_id_0>` stands ahead of each.
+  """
+  start = [tokenizer.sentinel(0)] if leading_sentinel else []
+  rows = [[*start, *tokenizer.encode(label), tokenizer.eos_id] for label in labels]
   ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
   for i, row in enumerate(rows):
     ids[i, :len(row)] = row
   return ids
+
+
+def answer(ids: Sequence[int] | np.ndarray, tokenizer: vocabularies.Tokenizer,
+           leading_sentinel: bool = False) -> str:
+  """The text that was generated, without the `<extra_id_0>` that leads it."""
+  found = [int(token) for token in ids]
+  if leading_sentinel and found[:1] == [tokenizer.sentinel(0)]:
+    del found[0]
+  return tokenizer.decode(found)
 
 
 def check_lengths(examples: Examples, length: int, most: float) -> int:

@@ -206,7 +206,8 @@ class _Answers:
     names = [name for name in bank.tasks if name not in (EXPERT, ANTI_EXPERT)]
     tasks = found.tasks or names[:1] * len(found.ids)
     labels = {name: self._labels_of(name) for name in names}
-    ids = {name: examples.label_ids(own, tokenizer) for name, own in labels.items() if own}
+    ids = {name: examples.label_ids(own, tokenizer, config.task.leading_sentinel)
+           for name, own in labels.items() if own}
     self.labels = [labels[name] for name in tasks]
     extra = tuple(place for name in (EXPERT, ANTI_EXPERT) for _, place in bank.tasks.get(name, ()))
     self.steering = None if config.control is None else config.control.steering()
@@ -256,7 +257,8 @@ class _Answers:
             "members": [labels[int(row.argmax())] for row in scores]}
 
   def _generated(self, made: list[np.ndarray]) -> dict[str, Any]:
-    texts = [self._tokenizer.decode(ids.tolist()) for ids in made]
+    texts = [examples.answer(ids, self._tokenizer, self._config.task.leading_sentinel)
+             for ids in made]
     if len(texts) == 1:
       return {"prediction": texts[0]}
     return {"prediction": ensembles.most_common(texts), "members": texts}

@@ -165,8 +165,7 @@ def _report(bank: Bank, server: Server, name: str, evaluator: Evaluator,
     # Log-probabilities that are renormalised already stand for scores.
     mean = ensembles.label_values(np.stack([m.log_probs for m in members]))["mean_probability"]
     return TaskReport(sources, members, together, evaluator.ranked(np.log(mean)))
-  texts = [[server.bank.config.tokenizer().decode(ids.tolist()) for ids in made]
-           for made in by_prompt]
+  texts = [[evaluator.text(ids) for ids in made] for made in by_prompt]
   members = tuple(evaluator.generated(made) for made in texts)
   if len(members) == 1:
     return TaskReport(sources, members, {}, members[0])
@@ -183,8 +182,7 @@ def _token_mean(server: Server, evaluator: Evaluator,
   steered = dataclasses.replace(server, steering=steering.Mean(len(places)))
   prompts = tuple(row for _, row in places)
   rows = [Row(ids, places[0][0], prompts) for ids in evaluator.requests()[0]]
-  tokenizer = server.bank.config.tokenizer()
-  return evaluator.generated([tokenizer.decode(ids.tolist()) for ids in steered(rows)])
+  return evaluator.generated([evaluator.text(ids) for ids in steered(rows)])
 
 
 def _write(config: MixedEvalConfig, reports: Mapping[str, TaskReport]) -> list[pathlib.Path]:

@@ -249,6 +249,9 @@ class TaskConfig:
       package's tasks it is known.)
     max_truncated_inputs, max_truncated_targets: share of rows that may lose their end.
     variant: DATA_DIR, TASKLESS, K_SHOT and the like: how the table's task is varied.
+    leading_sentinel: LEADING_SENTINEL, `<extra_id_0>` ahead of every target and label, for a
+      backbone whose outputs always start with one (Lester et al. 2021, section 3.2: "Span
+      Corruption + Sentinel"). It is no part of predictions.
     shuffle: SHUFFLE, a new order of the training rows each epoch; False: the data's own order.
     cache_dir: where token caches are kept; None: PROMPT_TUNING_CACHE or ~/.cache/prompt_tuning.
   """
@@ -264,6 +267,7 @@ class TaskConfig:
   max_truncated_inputs: float = 0.05
   max_truncated_targets: float = 0.0
   variant: Variant = Variant()
+  leading_sentinel: bool = False
   shuffle: bool = True
   cache_dir: str | None = None
 

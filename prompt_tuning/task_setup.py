@@ -51,7 +51,8 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   if config.variant.changed:
     row = varied(config, row, vocabulary)
   task = registry.resolve(row, module=config.module, vocabulary=vocabulary,
-                          cached_dirs=config.cached_dirs)
+                          cached_dirs=config.cached_dirs,
+                          leading_sentinel=config.leading_sentinel)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
   stochastic = tuple(name for name, row in rows.items()

@@ -31,8 +31,8 @@ _lost: dict[tuple[str, str, str], dict[str, int]] = {}
 
 
 def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
-            vocabulary: str = DEFAULT_VOCABULARY, cached_dirs: Sequence[str] = ()
-            ) -> seqio.Task | seqio.Mixture:
+            vocabulary: str = DEFAULT_VOCABULARY, cached_dirs: Sequence[str] = (),
+            leading_sentinel: bool = False) -> seqio.Task | seqio.Mixture:
   """The seqio task or mixture behind a name, or built from a row.
 
   Args:
@@ -40,19 +40,23 @@ def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
     module: a Python module to import first, so that it can register tasks.
     vocabulary: for our rows (`vocabularies.py`); a user's own task brings its own.
     cached_dirs: where `seqio_cache_tasks` has put tasks.
+    leading_sentinel: as `build` takes it; for our rows.
 
   Raises:
-    UserError: the module cannot be found, or nothing has this name.
+    UserError: the module cannot be found, nothing has this name, or a user's own task cannot have
+      sentinels.
   """
   seqio.add_global_cache_dirs(
     [folder for folder in cached_dirs if folder not in seqio.get_global_cache_dirs()])
   if module:
     _import(module)
-  if not isinstance(name, str):
-    return build(name, vocabulary=vocabulary)
-  if table.has(name):
-    return build(name, vocabulary=vocabulary)
+  if not isinstance(name, str) or table.has(name):
+    return build(name, vocabulary=vocabulary, leading_sentinel=leading_sentinel)
   registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
+  if name in registered and leading_sentinel:
+    raise UserError(f"{name!r} brings its own preprocessors", found="LEADING_SENTINEL = True",
+                    wanted="a task that `prompt-tuning tasks` lists",
+                    fix="add the sentinel in the task's preprocessors")
   if name in registered:
     return seqio.get_mixture_or_task(name)
   raise UserError(

@@ -276,3 +276,39 @@ def test_a_question_in_windows_has_the_answer_of_the_surest_window(params, tmp_p
     wanted.append((total, BYTES.decode(ids)))
   first, second = max(wanted[:3]), max(wanted[3:])
   assert result.predictions == [first[1]] * 3 + [second[1]] * 2
+
+
+def test_a_leading_sentinel_is_scored_and_is_no_part_of_what_is_said(params, tmp_path):
+  """Against likelihoods of the ids with the sentinel, in numpy."""
+  sentinel = BYTES.sentinel(0)
+
+  def logits(text, given):
+    shifted = np.zeros((1, 6), np.int32)
+    shifted[0, 1:len(given) + 1] = given
+    return np.asarray(LOGITS(params, encoder_row(text), shifted), np.float64)[0]
+
+  def likelihood(text, ids):
+    found = logits(text, ids[:-1])
+    log_probs = found - np.log(np.exp(found).sum(-1, keepdims=True))
+    return sum(log_probs[i, token] for i, token in enumerate(ids))
+
+  def evaluated(name, labels):
+    source = Rows(name, labels, ("accuracy",) if labels else ("exact_match",))
+    task = TaskConfig(name=name, feature_lengths={"inputs": 9, "targets": 6}, source=source,
+                      cache_dir=str(tmp_path), leading_sentinel=True)
+    found = Evaluator(MODEL_CONFIG, task, EvalSettings(batch_size=2))
+    return found, found({}, params, NOTHING)
+
+  ids = {label: [sentinel, *BYTES.encode(label), 1] for label in LABELS}
+  scores = np.array([[likelihood(text, ids[label]) for label in LABELS] for text, _ in ROWS])
+  _, ranked = evaluated("sentinel_ranked", LABELS)
+  assert ranked.predictions == [LABELS[i] for i in scores.argmax(1)]
+  known = [LABELS.index(label) for _, label in ROWS]
+  picked = scores[range(5), known]
+  assert ranked.metrics["loss"] == pytest.approx(
+    -picked.sum() / sum(len(ids[label]) for _, label in ROWS), rel=1e-5)
+  decoder, decoded = evaluated("sentinel_text", None)
+  assert decoded.metrics["loss"] == pytest.approx(ranked.metrics["loss"], rel=1e-5)
+  assert decoded.targets == [label for _, label in ROWS]
+  spoken = np.array([sentinel, *BYTES.encode("bcd"), 1, 0])
+  assert decoder.text(spoken) == "bcd" and decoder.text(spoken[1:]) == "bcd"

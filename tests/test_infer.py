@@ -1,5 +1,6 @@
 """Predictions for lines, against models applied row by row; the command's errors."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -107,6 +108,15 @@ def test_rank_classification(folder):
     wanted = {label: reference.score(row["input"], label) for label in labels}
     assert row["scores"] == pytest.approx(wanted, abs=1e-3)
     assert row["prediction"] == max(wanted, key=wanted.get)
+
+
+def test_labels_behind_a_leading_sentinel(folder):
+  task = dataclasses.replace(settings(folder).task, leading_sentinel=True)
+  infer(settings(folder, task=task, labels=("yes", "no"), output_format="json"))
+  first = json.loads(written(folder)[0])
+  reference = Reference(folder)
+  wanted = {label: reference.score(LINES[0], f"<extra_id_0> {label}") for label in ("yes", "no")}
+  assert first["scores"] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_drawing_from_the_likeliest_token_is_greedy(folder):

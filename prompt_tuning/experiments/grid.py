@@ -7,9 +7,10 @@
             {'size': 'all', 'method': ['frozen'], 'seed': ['0']}]
 
 A choice is a list of flags as a user types them after `prompt-tuning train`; one that starts with
-the word `eval` is only evaluated, one with `autoprompt` searches for a trigger. `${axis}` stands for the name of the cell's choice, `${root}` for
-SWEEP_DIR, `${place}` for an entry of PLACES. A cell's name is its choices', joined by `-`: it stays
-the same when the grid grows, and is the name of the run's folder.
+the word `eval` is only evaluated, one with `autoprompt` searches for a trigger. `${axis}` stands
+for the name of the cell's choice, `${root}` for SWEEP_DIR, `${place}` for an entry of PLACES. A
+cell's name is its choices', joined by `-`: it stays the same when the grid grows, and is the name
+of the run's folder.
 """
 
 import dataclasses
