@@ -115,8 +115,11 @@ def test_labels_behind_a_leading_sentinel(folder):
   infer(settings(folder, task=task, labels=("yes", "no"), output_format="json"))
   first = json.loads(written(folder)[0])
   reference = Reference(folder)
-  wanted = {label: reference.score(LINES[0], f"<extra_id_0> {label}") for label in ("yes", "no")}
-  assert first["scores"] == pytest.approx(wanted, abs=1e-3)
+  for label in ("yes", "no"):
+    ids = [TOKENIZER.sentinel(0), *TOKENIZER.encode(label), TOKENIZER.eos_id]
+    found = reference.log_probs(LINES[0], ids[:-1])
+    wanted = sum(found[i, token] for i, token in enumerate(ids))
+    assert first["scores"][label] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_drawing_from_the_likeliest_token_is_greedy(folder):

@@ -61,7 +61,8 @@ def score_by_size(rows: Sequence[Row], *, overlay: bool = False) -> Any:
   if len(series.distinct(rows, "size")) < 2 or not _has_scores(rows):
     return None
   tasks = series.distinct(rows, "task") if by == "method" else []
-  panels = [(task, [row for row in rows if row["task"] == task]) for task in tasks]
+  panels = [(task, own) for task in tasks
+            if _has_scores(own := [row for row in rows if row["task"] == task])]
   panels += [("mean of the tasks", mean)] if (
     by == "method" and (mean := series.over_tasks(rows))) else []
   if not panels:
@@ -147,8 +148,9 @@ def ensembles(rows: Sequence[Row]) -> Any:
 
 def domain_shift(rows: Sequence[Row], *, overlay: bool = False) -> Any:
   """Bars of a method on the task it was trained on and on others; None without others."""
+  mixtures = series.mixture_runs(rows)
   elsewhere = [row for row in rows if row.get("evaluated_on") and not row.get("ensemble")
-               and row["status"] == DONE]
+               and row["status"] == DONE and row["run"] not in mixtures]
   if not elsewhere:
     return None
   targets = series.distinct(elsewhere, "evaluated_on")

@@ -8,7 +8,7 @@
   column               meaning
   run, status          name; `done`, `failed` or `not run`
   <axis>               the choice of each axis; `seed` is the prompt's own where there are several
-  evaluated_on         empty, or the other task that `test` is of
+  evaluated_on         empty, or the other task that `test` is of, or the task of the mixture
   ensemble             empty, or how the prompts of a run were put together
   metric               the number that `validation` (at the best step) and `test` are
   majority             of always predicting the most frequent label, on the test rows

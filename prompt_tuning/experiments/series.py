@@ -59,8 +59,21 @@ def settings_of(rows: Sequence[Row]) -> list[str]:
 
 
 def plain(rows: Sequence[Row]) -> list[Row]:
-  """Rows of single runs on their own task: no ensembles, no other task's rows."""
-  return [row for row in rows if not row.get("ensemble") and not row.get("evaluated_on")]
+  """Rows of single runs on their own task: no ensembles, no other task's rows.
+
+  A run over several tasks has a row for each of them, and its method the name of the mixture.
+  """
+  mixtures = mixture_runs(rows)
+  return [row if row["run"] not in mixtures else
+          {**row, "task": row["evaluated_on"], "method": f"{row['method']} ({row['task']})"}
+          for row in rows
+          if not row.get("ensemble") and (not row.get("evaluated_on") or row["run"] in mixtures)]
+
+
+def mixture_runs(rows: Sequence[Row]) -> set[str]:
+  """Names of the runs that were evaluated only on other tasks than their own: on its parts."""
+  whole = {row["run"] for row in rows if not row.get("evaluated_on")}
+  return {row["run"] for row in rows} - whole
 
 
 def unvaried(rows: Sequence[Row]) -> list[Row]:

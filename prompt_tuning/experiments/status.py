@@ -86,7 +86,7 @@ class Status:
 def note_of(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
   """`accuracy 0.41, 0.39 on test, 87 s`."""
   split = "test" if any(row.get("test") is not None for row in rows) else "validation"
-  values = [f"{row[split]:.4g}" for row in rows
-            if row.get(split) is not None and not row.get("ensemble")
-            and not row.get("evaluated_on")]
+  own = [row for row in rows if not row.get("evaluated_on")] or rows  # or a mixture's parts
+  values = [f"{row[split]:.4g}" for row in own
+            if row.get(split) is not None and not row.get("ensemble")]
   return f"{rows[0]['metric']} {', '.join(values)} on {split}, {record['seconds']:.0f} s"

@@ -11,7 +11,7 @@ from prompt_tuning.experiments import results, runner
 from prompt_tuning.main import main
 
 pytestmark = pytest.mark.e2e
-# All but one of its four cells.
+# All but one of its six cells.
 GRID = ["sweep", "--gin_file=papers/small/smallest.gin", "--only=d8-", "--only=frozen"]
 
 
@@ -33,8 +33,9 @@ def test_a_row_a_prompt_and_one_an_ensemble(rows):
     ("d8", "frozen", "0", ""), ("d16", "frozen", "0", ""), *(
       ("d8", "prompt", seed, ensemble) for seed, ensemble in (
         ("0", ""), ("1", ""), ("", "majority_vote"), ("", "mean_probability"))),
-    ("d16", "prompt", "0to1", "")]
-  *done, last = rows
+    ("d16", "prompt", "0to1", ""), ("d8", "autoprompt", "0", ""), *[("d8", "prompt", "0", "")] * 2]
+  last = rows[6]
+  done = rows[:6]
   assert last["status"] == "not run" and last["test"] == "" and "d16" in last["command"]
   assert {r["status"] for r in done} == {"done"} and {r["metric"] for r in done} == {"accuracy"}
   # 4 rows of 8.
@@ -52,6 +53,26 @@ def test_numbers_are_those_of_the_runs(folder, rows):
   for row, member in zip(prompts[:2], members, strict=True):
     assert float(row["validation"]) == float(member["accuracy"])
     assert (row["seed"], row["best_step"]) == (member["seed"], member["best_step"])
+
+
+def test_a_trigger_has_the_numbers_of_its_search(folder, rows):
+  row = rows[7]
+  found = json.loads((folder / row["run"] / "summary.json").read_text())
+  scores = found["results"]["found"]
+  assert (float(row["validation"]), float(row["test"])) == (
+    scores["validation"]["accuracy"], scores["test"]["accuracy"])
+  assert float(row["majority"]) == found["majority"]["test"]
+  assert (row["steps"], row["trained_parameters"]) == ("2", "0")
+
+
+def test_tasks_of_one_model_are_tested_one_by_one(folder, rows, tmp_path):
+  two = rows[8:]
+  assert [row["evaluated_on"] for row in two] == ["docstring_kind_seen", "docstring_library"]
+  assert main(["eval", f"--gin.MODEL_DIR={folder / two[0]['run']}", "--gin.SPLIT=test",
+               f"--gin.OUTPUT_DIR={tmp_path}", "--gin.MAX_EXAMPLES=16"]) == 0
+  for row in two:
+    report = json.loads((tmp_path / f"eval_{row['evaluated_on']}_test.json").read_text())
+    assert report["metrics"]["accuracy"] == float(row["test"])
 
 
 def test_a_member_is_tested_with_its_own_prompt(folder, rows, tmp_path):
@@ -84,7 +105,7 @@ def test_finished_runs_are_not_repeated_and_a_lost_record_is(folder, rows, monke
 
 def test_figures_and_curves(folder):
   assert {path.name for path in (folder / "figures").iterdir()} == {
-    "score_by_size.png", "ensembles.png", "training_curves.png"}
+    "score_by_size.png", "trained_parameters.png", "ensembles.png", "training_curves.png"}
   curves = results.read_table(folder / "curves.csv")
   assert {(p["step"], p["split"]) for p in curves if p["metric"] == "accuracy"} >= {
     (0.0, "validation/0"), (2.0, "validation/1"), (0.0, "test")}

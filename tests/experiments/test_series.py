@@ -47,6 +47,14 @@ def test_plain_rows_have_no_ensemble_and_no_other_task():
   assert series.plain(rows) == rows[:1]
 
 
+def test_a_run_over_several_tasks_is_a_line_of_each_of_them():
+  rows = [row(), row(run="two", task="both", evaluated_on="t", test=0.5),
+          row(run="two", task="both", evaluated_on="u", test=0.7), row(evaluated_on="u")]
+  assert series.mixture_runs(rows) == {"two"}
+  assert [(found["task"], found["method"], found["test"]) for found in series.plain(rows)] == [
+    ("t", "m", None), ("t", "m (both)", 0.5), ("u", "m (both)", 0.7)]
+
+
 def test_validation_is_the_score_without_a_test():
   assert series.score(row(validation=0.3)) == 0.3
   assert series.score(row(validation=0.3, test=0.0)) == 0.0
