@@ -153,9 +153,8 @@ def few_shot(data: Any, seconds: float) -> dict[str, Any]:
   return {"tokens_per_s": real / (time.process_time() - began)}
 
 
-def step(model: str, macros: dict, work: pathlib.Path, repeats: int) -> dict[str, Any]:
-  """The prompt step of a model on rows without padding; processor and wall seconds of a step."""
-  config = build(model, PROMPT, macros | {"SCAN_LAYERS": False, "DTYPE": "float32"}, work)
+def prepared(config: TrainConfig) -> tuple[Any, Any, Any, dict[str, Any]]:
+  """A run's compiled step, its state, frozen weights, and rows without padding."""
   module = config.model.module()
   split = trees.plan_split(abstract_params(module), config.trainable)
   backbone = config.model.load_backbone(0, split)
@@ -174,6 +173,13 @@ def step(model: str, macros: dict, work: pathlib.Path, repeats: int) -> dict[str
     "decoder_loss_weights": np.ones(targets.shape, np.float32)})
   function = make_train_step(module, split, config.optimizer, transformation, config.loss, 0)
   compiled = jax.jit(function, donate_argnums=0).lower(state, frozen, batch).compile()
+  return compiled, state, frozen, batch
+
+
+def step(model: str, macros: dict, work: pathlib.Path, repeats: int) -> dict[str, Any]:
+  """The prompt step of a model on rows without padding; processor and wall seconds of a step."""
+  config = build(model, PROMPT, macros | {"SCAN_LAYERS": False, "DTYPE": "float32"}, work)
+  compiled, state, frozen, batch = prepared(config)
   return_unused_memory()
   found = []
   for _ in range(repeats + 1):
@@ -182,8 +188,10 @@ def step(model: str, macros: dict, work: pathlib.Path, repeats: int) -> dict[str
     jax.block_until_ready((state, metrics))
     found.append((time.process_time() - began[0], time.perf_counter() - began[1]))
   cpu, wall = np.median(found[1:], axis=0).tolist()
+  rows, lengths = config.batch_size, config.task.feature_lengths
   tokens = rows * sum(lengths.values())
-  return {"rows": rows, "lengths": dict(lengths), "prompt": module.num_virtual_tokens,
+  virtual = batch["encoder_input_tokens"].shape[1] - lengths["inputs"]
+  return {"rows": rows, "lengths": dict(lengths), "prompt": virtual,
           "cpu_s": cpu, "wall_s": wall, "tokens_per_core_s": tokens / cpu,
           "tokens_per_s": tokens / wall}
 
