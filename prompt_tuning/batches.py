@@ -70,8 +70,10 @@ class Batches:
 
     `[B / host_count, ...]`: this host's slice of the batch.
     """
-    if self._makes_epochs:
-      self._prepare(step + max(1, round(AHEAD * self.steps_per_epoch)))
+    ahead = max(1, round(AHEAD * self.steps_per_epoch))
+    # To look ahead costs as much as to make a batch of short rows: a few times an epoch are enough.
+    if self._makes_epochs and step % max(1, ahead // 10) == 0:
+      self._prepare(step + ahead)
     numbers = self._numbers(step)
     if self._pack:
       rows = [[self._row(*entry) for entry in self._packed_row(number)] for number in numbers]
