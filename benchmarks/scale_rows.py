@@ -41,11 +41,22 @@ PLANS: dict[str, list[str]] = {
   "low memory, 4 pieces": _row("v5e-8", "fsdp", "full", "--gin.NUM_MICROBATCHES=4"),
   "low memory, 2 x 4": _row("v5e-8", "fsdp=4,tensor_sequence=2", "full"),
   "v6e-4": _row("v6e-4", "fsdp", "save_projections"),
+  "v6e-4, 2 x 2": _row("v6e-4", "fsdp=2,tensor=2", "save_projections"),
   "v4-8": _row("v4-8", "fsdp", "save_projections"),
+  "v4-8, 2 x 2": _row("v4-8", "fsdp=2,tensor=2", "save_projections"),
+  "v4-8, sequence": _row("v4-8", "tensor_sequence", "save_projections"),
+  "v4-8, nothing again": _row("v4-8", "fsdp", "none"),
   "v5p-8": _row("v5p-8", "fsdp", "none"),
   "one chip, int4": _row("v5e-1", "data=1", "full", batch=8, dtype="int4"),
   "tuning XL": _row("v5p-8", "fsdp", "full", size="t5_1_1_xl", dtype="float32", **_TUNE),
+  "tuning XL, v5e-4": _row("v5e-4", "fsdp", "full", size="t5_1_1_xl", dtype="float32", **_TUNE),
+  "tuning XL, v4-8": _row("v4-8", "fsdp", "full", size="t5_1_1_xl", dtype="float32", **_TUNE),
+  "tuning XL, v6e-1": _row("v6e-1", "data=1", "full", size="t5_1_1_xl", dtype="float32", **_TUNE),
   "tuning XXL": _row("v5p-16", "fsdp", "full", dtype="float32", **_TUNE),
+  "tuning XXL, v5p-8": _row("v5p-8", "fsdp", "full", dtype="float32", **_TUNE),
+  "tuning XXL, v4-8": _row("v4-8", "fsdp", "full", dtype="float32", **_TUNE),
+  "tuning XXL, v6e-4": _row("v6e-4", "fsdp", "full", dtype="float32", **_TUNE),
+  "tuning XXL, v5e-8": _row("v5e-8", "fsdp", "full", dtype="float32", **_TUNE),
 }
 
 
