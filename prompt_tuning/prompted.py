@@ -19,6 +19,7 @@ from jax import Array
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import KeyValues, PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import Sources
+from prompt_tuning.prompts.method import virtual_rows
 from prompt_tuning.t5 import T5, DecoderCache
 
 
@@ -135,10 +136,7 @@ class PromptedT5(nn.Module):
       ahead = jnp.broadcast_to(embeds, (tokens.shape[0], *embeds.shape[1:]))
       return jnp.concatenate([ahead.astype(real.dtype), real], axis=1)
     real = self.backbone.embed(tokens)
-    # A product instead of a gather: its gradient is a product too, deterministic and without
-    # a scatter. P is small.
-    one_hot = jax.nn.one_hot(-1 - tokens, embeds.shape[1], dtype=embeds.dtype)
-    virtual = jnp.matmul(one_hot, embeds)
+    virtual = virtual_rows(tokens, embeds)
     return jnp.where((tokens < 0)[..., None], virtual.astype(real.dtype), real)
 
   @nn.compact

@@ -27,7 +27,7 @@ from jax import Array
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import PromptContext, PromptValues, StackValues
 from prompt_tuning.prompts.initializers import Initializer, Sources, Uniform
-from prompt_tuning.prompts.method import PromptMethod
+from prompt_tuning.prompts.method import PromptMethod, virtual_rows
 
 MODES = ("replace", "add")
 
@@ -46,10 +46,7 @@ class VirtualStates:
 
   def __call__(self, x: Array, tokens: Array | None) -> Array:
     assert tokens is not None, "only the encoder holds virtual tokens"
-    # A product instead of a gather: its gradient is a product too, without a scatter. Each sum has
-    # one term, so that half precision loses nothing.
-    one_hot = jax.nn.one_hot(-1 - tokens, self.rows.shape[1], dtype=x.dtype)
-    rows = jnp.matmul(one_hot, self.rows.astype(x.dtype))
+    rows = virtual_rows(tokens, self.rows.astype(x.dtype))
     return jnp.where((tokens < 0)[..., None], self.keep.astype(x.dtype) * x + rows, x)
 
 

@@ -8,6 +8,7 @@ run trains one and leaves the other.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -15,6 +16,17 @@ from jax import Array
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import FromBank, FromFile, FromRun, Sources
+
+
+def virtual_rows(tokens: Array, rows: Array) -> Array:
+  """`[B, S]` ids and `[B or 1, P, D]` rows -> `[B, S, D]`: row p where the id is -1-p, else zeros.
+
+  A product instead of a gather: its gradient is a product too, deterministic and without a scatter.
+  Each sum has one term, so that half precision loses nothing. P is small.
+  """
+  one_hot = jax.nn.one_hot(-1 - tokens, rows.shape[1], dtype=rows.dtype)
+  # Rows that the whole batch shares are one product; copied to each row, B small ones.
+  return jnp.matmul(one_hot, rows[0] if rows.shape[0] == 1 else rows)
 
 
 class PromptMethod(nn.Module):
