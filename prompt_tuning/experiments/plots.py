@@ -11,6 +11,7 @@ Lines differ in marker and dash as well as in colour, so that they can be told a
 Error bars are one standard deviation over seeds. What was not run is said in the legend.
 """
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def score_by_size(rows: Sequence[Row], *, overlay: bool = False) -> Any:
 
 
 def ablations(rows: Sequence[Row]) -> Any:
-  """A panel a setting (and task): score against size, a line a choice; None without any."""
+  """A panel a setting, task and method: score against size, a line a choice; None without any."""
   rows = series.plain(rows)
   if not series.distinct(rows, "method"):
     return None
@@ -87,18 +88,21 @@ def ablations(rows: Sequence[Row]) -> Any:
   for setting in series.settings_of(rows):
     if len(series.distinct(rows, setting)) < 2:
       continue
-    for task in series.distinct(rows, "task") or [""]:
-      own = [row for row in rows if row[setting] and row.get("task", "") == task]
+    varied = [row for row in rows if row[setting]]
+    methods = series.distinct(varied, "method")
+    for task, method in itertools.product(series.distinct(rows, "task") or [""], methods):
+      own = [row for row in varied if (row.get("task", ""), row["method"]) == (task, method)]
       if _has_scores(own):
-        panels.append((setting, task, own))
+        names = [task, method] if len(methods) > 1 else [task]
+        panels.append((setting, ", ".join(filter(None, names)), own))
   if not panels:
     return None
   figure, axes = _panels(len(panels))
-  for axis, (setting, task, own) in zip(axes, panels, strict=True):
+  for axis, (setting, of, own) in zip(axes, panels, strict=True):
     _draw_lines(axis, series.lines(own, setting))
     _draw_majority(axis, own)
     _log_axis(axis, own, "backbone_parameters")
-    title = f"{setting.replace('_', ' ')}: {task}" if task else setting.replace("_", " ")
+    title = f"{setting.replace('_', ' ')}: {of}" if of else setting.replace("_", " ")
     _label(axis, title, "parameters of the backbone", series.metric_of(own))
   return figure
 

@@ -60,6 +60,9 @@ def test_ablations_have_a_panel_a_setting():
   assert axis.get_title() == "length: t"
   assert axis.get_legend_handles_labels()[1][1:] == ["1", "5"]
   assert plots.ablations(table()) is None
+  rows += [row(size, "frozen", length=length) for size in SIZES for length in ("1", "5")]
+  assert [axis.get_title() for axis in plots.ablations(rows).axes] == [
+    "length: t, prompt", "length: t, frozen"]
 
 
 def test_ensembles_show_mean_best_and_vote():
