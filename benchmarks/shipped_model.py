@@ -36,7 +36,7 @@ OUTSIDE = {
   "rte": {"INPUTS": "{hypothesis} {premise}", "TARGETS": "{label}", "LABELS": ["yes", "no"],
           "TASK_FEATURE_LENGTHS": {"inputs": 128, "targets": 2}, "MAX_TRUNCATED_INPUTS": 0.3},
   "e2e": {"INPUTS": "{meaning}", "TARGETS": "{text}",
-          "TASK_FEATURE_LENGTHS": {"inputs": 80, "targets": 72},
+          "TASK_FEATURE_LENGTHS": {"inputs": 88, "targets": 72},
           "run_config.TaskConfig.max_truncated_targets": 0.01},
 }
 # Chosen by the loss, which costs less than decoding; decoded once, on the test rows.
