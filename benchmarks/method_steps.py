@@ -21,20 +21,10 @@ from prompt_tuning import config as gin_config
 from prompt_tuning.experiments.grid import files_and_bindings
 from prompt_tuning.host_memory import keep_freed_memory
 from prompt_tuning.plan.hlo import matmul_flop
-from prompt_tuning.train_config import TrainConfig
 
-ROWS, LENGTHS, RATE = 16, {"inputs": 100, "targets": 8}, 0.01
-
-
-def settings(flags: list[str], work: pathlib.Path) -> TrainConfig:
-  files, bindings = files_and_bindings([*flags, f"--gin.LEARNING_RATE={RATE}"])
-  given, _ = gin_config.split_gin_flags(bindings)
-  gin_config.clear()
-  gin_config.load(["commands/train.gin", pipeline.TINY, *files], [
-    *given, f"MODEL_DIR = {str(work)!r}", "TRAIN_STEPS = 1", f"BATCH_SIZE = {ROWS}",
-    "SCAN_LAYERS = False", "MIXTURE_OR_TASK_NAME = 'docstring_library'",
-    f"TASK_FEATURE_LENGTHS = {LENGTHS}"])
-  return gin_config.build(TrainConfig)
+MACROS = {"TRAIN_STEPS": 1, "BATCH_SIZE": 16, "SCAN_LAYERS": False, "LEARNING_RATE": 0.01,
+          "MIXTURE_OR_TASK_NAME": "docstring_library",
+          "TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 8}}
 
 
 def main() -> None:
@@ -49,7 +39,10 @@ def main() -> None:
   steps, gflop = {}, {}
   with tempfile.TemporaryDirectory() as folder:
     for name, (flags, _) in every.items():
-      steps[name] = list(pipeline.prepared(settings(flags, pathlib.Path(folder))))
+      files, given = files_and_bindings(flags)
+      bindings, _ = gin_config.split_gin_flags(given)
+      steps[name] = list(pipeline.prepared(pipeline.build(
+        pipeline.TINY, files, MACROS, pathlib.Path(folder), bindings)))
       gflop[name] = matmul_flop(steps[name][0].as_text()) / 1e9
   seconds: dict[str, list[float]] = {name: [] for name in steps}
   for _ in range(options.rounds + 1):

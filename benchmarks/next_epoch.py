@@ -11,12 +11,16 @@ import argparse
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
+from typing import TypeVar
 
 from benchmarks import pipeline
 from prompt_tuning import batches
 from prompt_tuning.prefetch import Prefetcher
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.train_loop import train_data
+
+T = TypeVar("T")
 
 
 def longest_wait(data: pathlib.Path, step: float, ahead: float) -> tuple[float, float, int]:
@@ -39,7 +43,8 @@ def longest_wait(data: pathlib.Path, step: float, ahead: float) -> tuple[float, 
   return longest, first, steps
 
 
-def _timed(items, waits: list[float]):
+def _timed(items: Iterator[T], waits: list[float]) -> Iterator[T]:
+  """The items; adds the seconds that each was waited for."""
   while True:
     began = time.monotonic()
     try:
@@ -56,6 +61,7 @@ def main() -> None:
   parser.add_argument("data", type=pathlib.Path, help="the folder that holds corpus/")
   parser.add_argument("--step", type=float, default=0.05, help="seconds")
   options = parser.parse_args()
+  # One step ahead is as good as when it is needed.
   for name, ahead in (("ahead", batches.AHEAD), ("when it is needed", 0.0)):
     longest, first, steps = longest_wait(options.data, options.step, ahead)
     print(f"{name}: an epoch of {steps} steps takes {first:.1f} s to make; the longest wait is "

@@ -20,6 +20,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -85,13 +86,19 @@ def _lengths(inputs: int, targets: int) -> dict[str, Any]:
   return {"TASK_FEATURE_LENGTHS": {"inputs": inputs, "targets": targets}}
 
 
-def build(model: str, files: tuple[str, ...], macros: dict, work: pathlib.Path) -> TrainConfig:
+def build(model: str, files: Sequence[str], macros: dict, work: pathlib.Path,
+          bindings: Sequence[str] = ()) -> TrainConfig:
+  """A run's configuration.
+
+  Args:
+    macros: name -> value.  bindings: further ones, as gin writes them.
+  """
   everything = {"MODEL_DIR": str(work / "run"), "BATCH_SIZE": BATCH, "MAX_TRUNCATED_INPUTS": 1.0,
                 "run_config.TaskConfig.max_truncated_targets": 1.0,
                 "run_config.TaskConfig.cache_dir": str(work / "tokens")} | macros
   gin_config.clear()
   gin_config.load(["commands/train.gin", model, *files],
-                  [f"{name} = {value!r}" for name, value in everything.items()])
+                  [*bindings, *(f"{name} = {value!r}" for name, value in everything.items())])
   return gin_config.build(TrainConfig)
 
 

@@ -18,7 +18,6 @@ import pathlib
 import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from typing import TypeVar
 
 import numpy as np
 import seqio
@@ -42,8 +41,6 @@ DETERMINISTIC_SEED = 0
 
 # seqio hands seeds to preprocessors through a global variable, while it builds a data set.
 _BUILDING = threading.Lock()
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +173,9 @@ class Stopped(Exception):
   """Tokenising was broken off."""
 
 
-def _until(stop: threading.Event | None, chunks: Iterator[T]) -> Iterator[T]:
+def _until(stop: threading.Event | None, chunks: Iterator[dict[str, Ragged]]
+           ) -> Iterator[dict[str, Ragged]]:
+  """The chunks; raises `Stopped` ahead of the first one after `stop` is set."""
   for chunk in chunks:
     if stop is not None and stop.is_set():
       raise Stopped

@@ -69,6 +69,11 @@ class Template:
       raise self._bad(f"{self.text!r}, the same text for every row")
     object.__setattr__(self, "_parts", tuple((text, field) for text, field, _, _ in parts))
 
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """The columns that it names, in order."""
+    return tuple(field for _, field in self._parts if field is not None)
+
   def _bad(self, found: str) -> UserError:
     return UserError(f"the template {self.setting} cannot be filled", found=found,
                      wanted="text with {column}s, such as 'sentence: {sentence}'",

@@ -60,9 +60,9 @@ class Variant:
   stride: int | None = None
 
   def __post_init__(self):
-    for name, value in (("K_SHOT", self.k_shot), ("QA_WINDOW", self.window),
-                        ("QA_STRIDE", self.stride)):
-      if value is not None and (not isinstance(value, int) or value < 1):
+    for name, value in (("K_SHOT", self.k_shot), ("FEW_SHOT", self.few_shot),
+                        ("QA_WINDOW", self.window), ("QA_STRIDE", self.stride)):
+      if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise UserError(f"{name} is not a count", found=repr(value),
                         wanted="a whole number, 1 or more", fix=f"--gin.{name}=16")
     for name, value in (("TASK_SPLITS", self.splits), ("TASK_LABELS", self.labels)):

@@ -23,8 +23,9 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.main import main
 from prompt_tuning.run_config import ModelConfig, TaskConfig
-from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks import few_shot, vocabularies
 from prompt_tuning.tasks.files import FileTask
+from prompt_tuning.tasks.variants import Variant
 from prompt_tuning.trees import Split
 
 BYTES = vocabularies.load_light("bytes")
@@ -86,13 +87,13 @@ def test_answers():
 def test_fixed_examples():
   classes = np.array([0] * 8 + [1] * 3 + [2] * 4)
   for shots in (0, 3, 6, 7, 8):
-    chosen = contexts.fixed("balanced", shots, classes, seed=3)
+    chosen = few_shot.fixed("balanced", shots, classes, seed=3)
     counts = np.bincount(classes[chosen], minlength=3)
     assert len(set(chosen)) == shots and counts.max() - counts.min() <= (shots % 3 > 0)
-    assert len(set(contexts.fixed("random", shots, classes, 3))) == shots
-  assert (contexts.fixed("random", 6, classes, 1) != contexts.fixed("random", 6, classes, 2)).any()
+    assert len(set(few_shot.fixed("random", shots, classes, 3))) == shots
+  assert (few_shot.fixed("random", 6, classes, 1) != few_shot.fixed("random", 6, classes, 2)).any()
   with pytest.raises(UserError, match="too few training rows for the examples"):
-    contexts.fixed("balanced", 12, classes, 0)
+    few_shot.fixed("balanced", 12, classes, 0)
 
 
 def test_nearest_examples_equal_a_loop():
@@ -222,6 +223,13 @@ def test_the_command_keeps_every_result_and_goes_on(folder, capsys):
 def test_settings_that_are_wrong(folder, changes, message):
   with pytest.raises(UserError, match=message):
     config_of(folder, **changes)
+
+
+def test_a_task_with_examples_of_its_own(folder):
+  config = config_of(folder)
+  task = dataclasses.replace(config.task, variant=Variant(few_shot=2))
+  with pytest.raises(UserError, match="Discrete prompts choose their own examples"):
+    Designer(dataclasses.replace(config, task=task))
 
 
 def test_questions_and_words_that_do_not_fit(folder):

@@ -1,6 +1,6 @@
 """Which solved examples stand ahead of a question, and how many of them fit.
 
-  random     K rows of the training pool, the same for every question
+  random     K rows of the training pool, the same for every question (`tasks/few_shot.py`)
   balanced   the same, as many of each class; a rest goes to classes drawn at random
   nearest    of each question the K rows whose mean token embedding has the largest cosine with its
              own (Liu et al. 2022, arXiv 2101.06804, with the frozen table for an encoder), the
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from prompt_tuning.converter import trim
-from prompt_tuning.errors import UserError
+from prompt_tuning.tasks import few_shot
 
-CHOICES = ("random", "balanced", "nearest")
+CHOICES = (*few_shot.CHOICES, "nearest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,34 +36,9 @@ class Context:
   is_long: bool
 
 
-def fixed(how: str, shots: int, classes: np.ndarray, seed: int) -> np.ndarray:
-  """`[K]` rows of the pool, `random` or `balanced`.
-
-  Args:
-    classes: `[n]` of the pool.
-
-  Raises:
-    UserError: the pool has too few rows, of a class or altogether.
-  """
-  generator = np.random.default_rng(seed)
-  order = generator.permutation(len(classes))
-  if how == "random":
-    _check_enough(len(order), shots, "rows")
-    return order[:shots]
-  names = np.unique(classes)
-  extra = generator.permutation(names)[:shots % len(names)]
-  chosen = []
-  for name in names:
-    wanted = shots // len(names) + int(name in extra)
-    rows = order[classes[order] == name]
-    _check_enough(len(rows), wanted, f"rows of class {name}")
-    chosen.append(rows[:wanted])
-  return generator.permutation(np.concatenate(chosen)).astype(int)
-
-
 def nearest(questions: np.ndarray, pool: np.ndarray, shots: int) -> np.ndarray:
   """`[m, D]` and `[n, D]` -> `[m, K]` rows of the pool, the nearest last; of equals the first."""
-  _check_enough(len(pool), shots, "rows")
+  few_shot.check_enough(len(pool), shots, "rows")
   cosines = _unit(questions) @ _unit(pool).T
   return np.argsort(-cosines, axis=1, kind="stable")[:, :shots][:, ::-1]
 
@@ -86,21 +61,10 @@ def fit(examples: Sequence[np.ndarray], rows: Sequence[int], question: np.ndarra
   """
   whole = np.append(question, end).astype(np.int32)
   own = trim(whole, length)
-  room = length - len(own)
-  kept: list[int] = []
-  for i in reversed(range(len(examples))):
-    if len(examples[i]) <= room:
-      kept.insert(0, i)
-      room -= len(examples[i])
+  kept = few_shot.fitting([len(example) for example in examples], length - len(own))
   ids = np.concatenate([*(examples[i] for i in kept), own]).astype(np.int32)
   return Context(ids, tuple(int(rows[i]) for i in kept), len(examples) - len(kept),
                  len(own) < len(whole))
-
-
-def _check_enough(found: int, wanted: int, what: str) -> None:
-  if found < wanted:
-    raise UserError("There are too few training rows for the examples", found=f"{found} {what}",
-                    wanted=f"{wanted} or more", fix="lower SHOTS, or raise POOL_ROWS")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

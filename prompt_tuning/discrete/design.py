@@ -26,6 +26,7 @@ from prompt_tuning.discrete.templates import Answers, Pattern, answers
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.run_dir import describe
+from prompt_tuning.tasks import few_shot
 from prompt_tuning.trees import Split
 
 SCORINGS = ("plain", "normalised", "calibrated")
@@ -199,7 +200,7 @@ class Designer:
         chosen = contexts.nearest(contexts.mean_embeddings(ids, self._table),
                                   contexts.mean_embeddings(pool.ids, self._table), cell.shots)
       else:
-        one = contexts.fixed(cell.choice, cell.shots, pool.classes, cell.seed)
+        one = few_shot.fixed(cell.choice, cell.shots, pool.classes, cell.seed)
         chosen = np.tile(one, (len(texts), 1))
       words = self._answers[cell.verbalizer].words
       examples = {row: np.array(encode(pattern.example(

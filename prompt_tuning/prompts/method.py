@@ -25,8 +25,7 @@ def virtual_rows(tokens: Array, rows: Array) -> Array:
   Each sum has one term, so that half precision loses nothing. P is small.
   """
   one_hot = jax.nn.one_hot(-1 - tokens, rows.shape[1], dtype=rows.dtype)
-  # Rows that the whole batch shares are one product; copied to each row, B small ones.
-  return jnp.matmul(one_hot, rows[0] if rows.shape[0] == 1 else rows)
+  return jnp.matmul(one_hot, rows)
 
 
 class PromptMethod(nn.Module):

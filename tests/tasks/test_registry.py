@@ -116,6 +116,8 @@ def test_user_module(tmp_path, monkeypatch):
   task = registry.resolve("my_seqio_task", module="my_registry_tasks")
   assert task is seqio.TaskRegistry.get("my_seqio_task") and registry.row_of(task.name) is None
   assert registry.resolve("my_seqio_mixture") is seqio.MixtureRegistry.get("my_seqio_mixture")
+  with pytest.raises(UserError, match="'my_seqio_task' brings its own preprocessors"):
+    registry.resolve("my_seqio_task", leading_sentinel=True)
   with pytest.raises(UserError, match="did you mean 'my_seqio_task'"):
     registry.resolve("my_seqio_tusk")
   with pytest.raises(UserError, match="two different tasks are called 'my_seqio_task'"):
