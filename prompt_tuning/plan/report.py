@@ -29,9 +29,6 @@ def show_row(row: Row) -> None:
   print(f"memory:   arguments {row.argument_gib:.3f} GiB, temporaries {row.temp_gib:.3f} GiB; all "
         f"frozen weights once over the devices {row.lower_bound_gib:.3f} GiB, the peak over that "
         f"{_over_weights(row)}")
-  if row.matmul_tflops is None:
-    print(f"not counted: {row.error}")
-    return
   print(f"products: {row.matmul_tflops:.3f} TFLOP a device, {_share(row)} times what the program "
         f"needs ({row.theory_tflops:.3f})")
   kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in row.collective_gb_by_kind.items())
@@ -82,8 +79,7 @@ def markdown(rows: Sequence[Row]) -> str:
       cycles = "-" if row.gigacycles is None else f"{row.gigacycles:.3f}"
       cells += [f"**{row.peak_gib:.2f}**", f"{row.hbm_gib:.2f}",
                 _over_weights(row)]
-      cells += ["not readable", "-", "-", "-"] if row.matmul_tflops is None else [
-        f"{row.matmul_tflops:.2f}", _share(row), f"{row.collective_gb:.1f}", cycles]
+      cells += [f"{row.matmul_tflops:.2f}", _share(row), f"{row.collective_gb:.1f}", cycles]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 import time
 from typing import Any
 
@@ -18,6 +19,8 @@ from prompt_tuning.plan.program import PlanConfig, build
 from prompt_tuning.plan.topologies import Topology
 
 GIB = 2**30
+# Of what the cache keeps.
+_FORMAT = 2
 _USED = re.compile(r"Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm|\b([\d.]+)([GMK]) exceeds available")
 
 
@@ -33,13 +36,13 @@ class Row:
       program that was refused the peak is what it would have used, as the compiler says.
     lower_bound_gib: all frozen weights, each stored on one device alone.
     matmul_tflops: operations (10^12) of products, recomputation included; None of a program that
-      was refused or cannot be read.
+      was refused.
     theory_tflops: what the program needs, an equal share of it a device.
     collective_gb: moved a program, of all kinds.  collective_gb_by_kind: apart.
     gigacycles: modelled by the TPU compiler, without collectives; for ratios alone.
     compile_seconds: of processor time, when it was compiled.
     program_hash: of the lowered program; with `versions` and the topology the key of the cache.
-    error: of the compiler, its first line; or why a program that fits could not be counted.
+    error: of the compiler, its first line.
   """
 
   topology: str
@@ -84,7 +87,7 @@ def compile_row(config: PlanConfig, kind: str, topology: Topology,
   lowered = program.lower()
   versions = _versions(topology.platform)
   digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-  key = json.dumps([digest, versions, topology.compiler_name, topology.slices])
+  key = json.dumps([_FORMAT, digest, versions, topology.compiler_name, topology.slices])
   path = None if cache is None else cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
   layout = layout_of(config.model.layout).resolve(len(devices), num_slices(devices))
   about = {"topology": topology.name, "program": kind, "layout": str(layout),
@@ -99,8 +102,7 @@ def compile_row(config: PlanConfig, kind: str, topology: Topology,
   if path is not None and path.is_file():
     found = json.loads(path.read_text())
   else:
-    options = gpu_targets.COMPILER_OPTIONS if topology.platform == "cuda" else None
-    found = _compile(lowered, program.unknown_trips, options)
+    found = _compile(lowered, program.unknown_trips, topology.platform)
     if path is not None:
       path.parent.mkdir(parents=True, exist_ok=True)
       partial = path.with_suffix(f".{os.getpid()}")
@@ -112,39 +114,38 @@ def compile_row(config: PlanConfig, kind: str, topology: Topology,
   return Row(**about, **found)
 
 
-def _compile(lowered: Any, unknown_trips: int | None,
-             options: dict[str, Any] | None) -> dict[str, Any]:
+def _compile(lowered: Any, unknown_trips: int | None, platform: str) -> dict[str, Any]:
   began = time.process_time()
   found: dict[str, Any] = {
     "fits": False, "peak_gib": None, "argument_gib": None, "temp_gib": None,
     "matmul_tflops": None, "collective_gb": None, "collective_gb_by_kind": {}, "gigacycles": None,
     "error": None}
-  try:
-    compiled = lowered.compile(compiler_options=options)
-  except jax.errors.JaxRuntimeError as error:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-      raise
-    used = _USED.search(text)
-    if used:
-      number, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
-      found["peak_gib"] = float(number) / {"G": 1, "M": 2**10, "K": 2**20}[unit]
-    return found | {"error": text.splitlines()[0][:300],
-                    "compile_seconds": time.process_time() - began}
+  with tempfile.TemporaryDirectory(prefix="plan_") as dump:
+    options = gpu_targets.COMPILER_OPTIONS if platform == "cuda" else {
+      "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+    try:
+      compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      text = str(error)
+      if "RESOURCE_EXHAUSTED" not in text:
+        raise
+      used = _USED.search(text)
+      if used:
+        number, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
+        found["peak_gib"] = float(number) / {"G": 1, "M": 2**10, "K": 2**20}[unit]
+      return found | {"error": text.splitlines()[0][:300],
+                      "compile_seconds": time.process_time() - began}
+    # jaxlib 0.10.2 cannot print programs for v5p and v6e with asynchronous collectives; the TPU
+    # compiler's own dump has the same text.
+    dumped = list(pathlib.Path(dump).glob("*.after_codegen.txt"))
+    text = dumped[0].read_text() if dumped else compiled.as_text()
   memory = compiled.memory_analysis()
-  found |= {"fits": True, "peak_gib": memory.peak_memory_in_bytes / GIB,
-            "argument_gib": memory.argument_size_in_bytes / GIB,
-            "temp_gib": memory.temp_size_in_bytes / GIB}
-  try:
-    text = compiled.as_text()
-  except jax.errors.JaxRuntimeError as error:
-    # Some programs for v5p and v6e, with asynchronous collectives, jaxlib 0.10.2 cannot read.
-    return found | {"error": "the compiled program cannot be read, so nothing in it is counted: "
-                    + str(error).splitlines()[0][:200],
-                    "compile_seconds": time.process_time() - began}
   counts = hlo.count(text, unknown_trips)
   by_kind = counts.collective_bytes()
   return found | {
+    "fits": True, "peak_gib": memory.peak_memory_in_bytes / GIB,
+    "argument_gib": memory.argument_size_in_bytes / GIB,
+    "temp_gib": memory.temp_size_in_bytes / GIB,
     "matmul_tflops": counts.flop / 1e12,
     "collective_gb": sum(by_kind.values()) / 1e9,
     "collective_gb_by_kind": {kind: size / 1e9 for kind, size in sorted(by_kind.items())},

@@ -128,21 +128,31 @@ def test_the_best_row_is_the_cheapest_that_fits_with_a_margin():
   assert search.cost(row(), topology) == pytest.approx(1.0 + 1.0 / links)
 
 
-@needs_libtpu
-def test_a_tiny_step_is_compiled_for_four_chips(tmp_path, capsys, monkeypatch):
-  """The command as a user runs it, twice: the second time nothing is compiled."""
+TINY = ["plan", "--json", "--gin_file=models/tiny.gin", "--gin_file=prompts/soft.gin",
+        "--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 28, 'targets': 8}"]
+
+
+def tiny_plan(capsys, *flags):
+  """What the command prints, as a user runs it."""
+  assert main([*TINY, *flags]) == 0
+  return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path))
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-  flags = ["plan", "--topology=v5e-4", "--json", "--gin_file=models/tiny.gin",
-           "--gin_file=prompts/soft.gin", "--gin.BATCH_SIZE=8", "--gin.LAYOUT='fsdp,tensor=2'",
-           "--gin.FROZEN_DTYPE='bfloat16'", "--gin.REMAT='save_projections'",
-           "--gin.TASK_FEATURE_LENGTHS={'inputs': 28, 'targets': 8}"]
-  found = []
-  for _ in range(2):
-    assert main(flags) == 0
-    found.append(json.loads(capsys.readouterr().out))
-  first, second = found
-  assert first == second and len(list((tmp_path / "plans").iterdir())) == 1
+  monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  return tmp_path / "plans"
+
+
+@needs_libtpu
+def test_a_tiny_step_is_compiled_for_four_chips(cache, capsys):
+  """Twice: the second time nothing is compiled."""
+  flags = ["--topology=v5e-4", "--gin.LAYOUT='fsdp,tensor=2'", "--gin.FROZEN_DTYPE='bfloat16'",
+           "--gin.REMAT='save_projections'"]
+  first, second = tiny_plan(capsys, *flags), tiny_plan(capsys, *flags)
+  assert first == second and len(list(cache.iterdir())) == 1
   assert first["fits"] and first["devices"] == 4 and first["layout"] == "fsdp=2,tensor=2"
   assert first["peak_gib"] < first["hbm_gib"] == 15.75
   # Frozen weights once over the devices, trained state on each.
@@ -150,6 +160,36 @@ def test_a_tiny_step_is_compiled_for_four_chips(tmp_path, capsys, monkeypatch):
   # Nothing but attention is computed twice.
   assert 1.0 <= first["matmul_tflops"] / first["theory_tflops"] <= 1.1
   assert first["collective_gb"] == pytest.approx(sum(first["collective_gb_by_kind"].values()))
+
+
+@needs_libtpu
+def test_decoding_and_v6e_are_compiled(cache, capsys):
+  decoding = tiny_plan(capsys, "--topology=v5e-4", "--program=decode", "--gin.LAYOUT='tensor'",
+                       "--gin.FROZEN_DTYPE='int8'")
+  assert 0.99 <= decoding["matmul_tflops"] / decoding["theory_tflops"] <= 1.05
+  assert decoding["frozen_dtype"] == "int8" and decoding["gigacycles"] > 0
+  # Weights of a byte each, a fourth of them a chip.
+  assert decoding["lower_bound_gib"] == pytest.approx(2.97e6 / 4 / 2**30, rel=0.05)
+  step = tiny_plan(capsys, "--topology=v6e-4", "--gin.LAYOUT='fsdp'")
+  assert 1.0 <= step["matmul_tflops"] / step["theory_tflops"] <= 1.1 and step["gigacycles"] > 0
+
+
+@needs_libtpu
+def test_auto_recommends_the_cheapest_layout(cache, capsys):
+  found = tiny_plan(capsys, "--topology=v5e-2", "--auto", "--memory_gib=1")
+  rows = found["rows"]
+  assert {row["layout"] for row in rows} == {
+    "data=2", "fsdp=2", "tensor=2", "tensor_sequence=2"} and found["skipped"] == []
+  topology = find("v5e-2")
+  # All fit without recomputation, so nothing else is tried.
+  assert all(row["fits"] and row["remat"] == "none" for row in rows)
+  least = min(rows, key=lambda row: search.cost(Row(**row), topology))
+  assert found["best"] == least
+  # Nothing fits a chip of which nearly all must stay free: the weights alone are too much.
+  assert main([*TINY, "--topology=v5e-2", "--auto", "--margin=0.9999"]) == 1
+  none = json.loads(capsys.readouterr().out)
+  assert none["best"] is None and none["rows"] == [] and len(none["skipped"]) == 4
+  assert "weights a device" in none["skipped"][0][1]
 
 
 def test_decoding_is_planned_with_its_caches():
