@@ -39,6 +39,7 @@ PLANS: dict[str, list[str]] = {
   "low memory, sequence": _row("v5e-8", "tensor_sequence", "full"),
   "low memory, dropout": _row("v5e-8", "fsdp", "full", "--gin.DROPOUT_RATE=0.1"),
   "low memory, 4 pieces": _row("v5e-8", "fsdp", "full", "--gin.NUM_MICROBATCHES=4"),
+  "offload": _row("v5e-8", "fsdp", "offload"),
   "low memory, 2 x 4": _row("v5e-8", "fsdp=4,tensor_sequence=2", "full"),
   "v6e-4": _row("v6e-4", "fsdp", "save_projections"),
   "v6e-4, 2 x 2": _row("v6e-4", "fsdp=2,tensor=2", "save_projections"),
