@@ -7,10 +7,10 @@
             {'size': 'all', 'method': ['frozen'], 'seed': ['0']}]
 
 A choice is a list of flags as a user types them after `prompt-tuning train`; one that starts with
-the word `eval` is only evaluated, one with `autoprompt` searches for a trigger. `${axis}` stands
-for the name of the cell's choice, `${root}` for SWEEP_DIR, `${place}` for an entry of PLACES. A
-cell's name is its choices', joined by `-`: it stays the same when the grid grows, and is the name
-of the run's folder.
+the word `eval` is only evaluated, one with `autoprompt` searches for a trigger, one with `recover`
+for the vectors of sentences. `${axis}` stands for the name of the cell's choice, `${root}` for
+SWEEP_DIR, `${place}` for an entry of PLACES. A cell's name is its choices', joined by `-`: it stays
+the same when the grid grows, and is the name of the run's folder.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from typing import Any
 from prompt_tuning.errors import UserError, nearest
 
 ALL = "all"
-COMMANDS = ("train", "eval", "autoprompt")
+COMMANDS = ("train", "eval", "autoprompt", "recover")
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 # Columns of the CSV that no axis may be called by.
 RESERVED = ("run", "status", "evaluated_on", "ensemble", "metric", "validation", "test", "majority",
@@ -200,7 +200,7 @@ def folder_of(grid: Grid, cell: Cell) -> pathlib.Path:
 def command_line(grid: Grid, cell: Cell) -> list[str]:
   """The arguments of `prompt-tuning` that do what the sweep does for this cell."""
   split = {"train": [], "eval": [f"--gin.SPLIT={grid.test_split}"],
-           "autoprompt": [f"--gin.TEST_SPLIT={grid.test_split}"]}[cell.command]
+           "autoprompt": [f"--gin.TEST_SPLIT={grid.test_split}"], "recover": []}[cell.command]
   place = "OUTPUT_DIR" if cell.command == "eval" else "MODEL_DIR"
   # Double quotes, which a shell's single ones take in.
   return [cell.command, *cell.flags, *split, f'--gin.{place}="{folder_of(grid, cell)}"']

@@ -3,6 +3,7 @@
   train       trains or resumes, then evaluates the best step on the test split
   eval        evaluates the plain model on the test split
   autoprompt  searches or resumes; the best trigger on the test split
+  recover     vectors of one length for the sentences of one file, a row a seed
 
 Of a run of several prompts every prompt is evaluated, and their ensembles.
 """
@@ -25,6 +26,7 @@ from prompt_tuning.evaluate import Evaluator
 from prompt_tuning.experiments import results
 from prompt_tuning.experiments.grid import Cell, Grid, files_and_bindings, folder_of
 from prompt_tuning.prompted import abstract_params
+from prompt_tuning.recovery import RecoverConfig, recover
 from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.run_dir import RunDir, environment
 from prompt_tuning.train import TrainConfig, train
@@ -33,7 +35,7 @@ from prompt_tuning.trees import Split
 Row = dict[str, Any]
 
 
-Settings = TrainConfig | EvalConfig | AutoPromptConfig
+Settings = TrainConfig | EvalConfig | AutoPromptConfig | RecoverConfig
 
 
 def build(grid: Grid, cell: Cell) -> Settings:
@@ -52,9 +54,23 @@ def build(grid: Grid, cell: Cell) -> Settings:
     config.load(["commands/autoprompt.gin", *files],
                 [*bindings, f"TEST_SPLIT = {grid.test_split!r}", f"MODEL_DIR = {folder!r}"])
     return config.build(AutoPromptConfig)
+  if cell.command == "recover":
+    config.load(["commands/recover.gin", *files], [*bindings, f"MODEL_DIR = {folder!r}"])
+    return _one_row_a_seed(cell, config.build(RecoverConfig))
   config.load(["commands/eval.gin", *files],
               [*bindings, f"SPLIT = {grid.test_split!r}", f"OUTPUT_DIR = {folder!r}"])
   return config.build(EvalConfig)
+
+
+def _one_row_a_seed(cell: Cell, settings: RecoverConfig) -> RecoverConfig:
+  lists = {"SENTENCES": settings.sentences, "VECTORS": settings.vectors,
+           "BACKBONES": settings.backbones}
+  for name, values in lists.items():
+    if len(values) != 1:
+      raise UserError(f"{cell.name} recovers several things", found=f"{name} = {values!r}",
+                      wanted="one of each in a cell, so that a row is a seed",
+                      fix=f"make an axis of them, each choice with a {name} of its own")
+  return settings
 
 
 def run(grid: Grid, cell: Cell) -> dict[str, Any] | None:
@@ -71,12 +87,15 @@ def run(grid: Grid, cell: Cell) -> dict[str, Any] | None:
     found = _evaluated(grid, cell, settings)
   elif isinstance(settings, AutoPromptConfig):
     found = _searched(settings, config.operative())
+  elif isinstance(settings, RecoverConfig):
+    found = _recovered(settings, config.operative())
   else:
     trained = _trained(grid, cell, settings, config.operative())
     if trained is None:
       return None
     found = trained
-  about = environment(settings.seed)
+  about = environment(
+    settings.seeds[0] if isinstance(settings, RecoverConfig) else settings.seed)
   # A run that was stopped before remembers the time of its steps.
   seconds = max(time.monotonic() - began, found.pop("earlier", 0.0))
   return {"status": results.DONE, "seconds": round(seconds, 1),
@@ -108,6 +127,15 @@ def _searched(settings: AutoPromptConfig, operative: str) -> dict[str, Any]:
     row |= {"test": scores[settings.test_split],
             "majority": summary["majority"][settings.test_split]}
   return {"trained_parameters": 0, "steps": summary["steps"], "rows": [row],
+          "curve": RunDir(settings.model_dir).metrics()}
+
+
+def _recovered(settings: RecoverConfig, operative: str) -> dict[str, Any]:
+  """Nothing is chosen among the sentences, so what is said again is a test."""
+  rows = [{"seed": row["seed"], "metric": "exact_match", "test": row["exact_match"]}
+          for row in recover(settings, operative)]
+  return {"trained_parameters": settings.vectors[0] * settings.model.backbone.emb_dim,
+          "steps": settings.train_steps, "rows": rows,
           "curve": RunDir(settings.model_dir).metrics()}
 
 
