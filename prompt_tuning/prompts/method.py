@@ -25,7 +25,31 @@ def virtual_rows(tokens: Array, rows: Array) -> Array:
   Each sum has one term, so that half precision loses nothing. P is small.
   """
   one_hot = jax.nn.one_hot(-1 - tokens, rows.shape[1], dtype=rows.dtype)
+  if rows.shape[0] == 1:
+    return _placed(one_hot, rows[0])
   return jnp.matmul(one_hot, rows)
+
+
+@jax.custom_vjp
+def _placed(one_hot: Array, rows: Array) -> Array:
+  """`[B, S, P]`, `[P, D]` -> `[B, S, D]`.
+
+  The gradient of its own keeps the operands' order. What JAX derives is compiled for CPUs with the
+  stream's gradient `[B, S, D]` transposed, in one fusion with the norm below it: three layers of
+  deep prompts made a step of the shipped model 1.45 times as long.
+  """
+  return jnp.einsum("bsp,pd->bsd", one_hot, rows)
+
+
+def _placed_forward(one_hot: Array, rows: Array) -> tuple[Array, Array]:
+  return _placed(one_hot, rows), one_hot
+
+
+def _placed_backward(one_hot: Array, gradient: Array) -> tuple[Array, Array]:
+  return jnp.zeros_like(one_hot), jnp.einsum("bsp,bsd->pd", one_hot, gradient)
+
+
+_placed.defvjp(_placed_forward, _placed_backward)
 
 
 class PromptMethod(nn.Module):
