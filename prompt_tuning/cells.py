@@ -27,7 +27,8 @@ class Cells:
     Raises:
       UserError: it holds another run, or one of other data.
     """
-    self.run = RunDir(model_dir)
+    # A cell is measured once, whatever it takes: TRAIN_STEPS are part of what it measured.
+    self.run = RunDir(model_dir, fixed=("train_steps",))
     self.run.claim(settings, corpus)
     self.run.write_config(config_text)
     self._path = self.run.path / "cells.json"

@@ -111,4 +111,9 @@ def _run_settings(bindings: Sequence[str], prompts: Sequence[tuple[str, str]]) -
   except (IndexError, ValueError, SyntaxError, TypeError):
     return []
   settings = folder / "config.gin"
-  return [str(settings.absolute())] if settings.is_file() else []
+  if not settings.is_file():
+    found = "a folder without config.gin" if folder.is_dir() else "no such folder"
+    raise UserError("MODEL_DIR holds no run", found=f"{folder} ({found})",
+                    wanted="the MODEL_DIR of a `prompt-tuning train` command",
+                    fix="correct the path, or give the gin files of the model")
+  return [str(settings.absolute())]

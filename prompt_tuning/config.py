@@ -48,6 +48,9 @@ from prompt_tuning.gin_names import parameters, resolve
 T = TypeVar("T")
 REQUIRED = Macro("gin.REQUIRED")
 
+# Macros whose value is a path.
+_PATHS = ("_DIR", "_FILE", "_PATH")
+
 
 @dataclasses.dataclass
 class _Loaded:
@@ -113,6 +116,8 @@ def split_gin_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _literal(name: str, text: str) -> str:
+  if name.endswith(_PATHS) and re.fullmatch(r"[\d._-]+", text):
+    return repr(text)  # A folder may be called by a date or a job's number.
   try:
     _parse_binding(f"{name} = {text}", f"--gin.{name}")
     return text

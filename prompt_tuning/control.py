@@ -88,6 +88,8 @@ class _ByAttribute(Control):
     if decoding.strategy == "beam":
       raise UserError(f"{type(self).__name__} does not go with beams", found="DECODING = 'beam'",
                       wanted="greedy or sample", fix="--gin.DECODING=\"'sample'\"")
+    if not self.strength:
+      return  # nothing is read
     model = AttributeModel.read(self.attribute_model)
     if self.attribute not in model.labels:
       raise UserError("The attribute model does not know this ATTRIBUTE", found=self.attribute,

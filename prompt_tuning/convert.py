@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,12 @@ from prompt_tuning.checkpoints import (
   loading,
   prompt_files,
   prompt_origin,
+  storage,
 )
 from prompt_tuning.checkpoints.leaf_table import Row
 from prompt_tuning.checkpoints.leaves import DTYPES, Format, Index, Leaf, Reader, dtype_of
 from prompt_tuning.checkpoints.stacking import in_layout, is_stacked
-from prompt_tuning.disk import new_folder
+from prompt_tuning.disk import check_local, new_folder
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.tasks import vocabularies
@@ -149,7 +151,8 @@ def plan(config: ConvertConfig) -> Plan:
     UserError: no checkpoint; no such format; an architecture that is not known or another one.
   """
   form = formats.writable(config.to or "ours")
-  source_form = loading.find(config.source)
+  _check_destination(config, form)
+  source_form = loading.find(config.source, "SRC")
   reader = source_form.open(config.source)
   backbone = config.backbone or reader.config
   if backbone is None:
@@ -197,7 +200,9 @@ def run(todo: Plan) -> None:
   write: Any = todo.form.write
   if todo.state:  # T5X's writers alone take it.
     write = functools.partial(write, state=todo.state)
-  if "://" in path:  # Nothing is renamed in a bucket.
+  if "://" in path:  # Nothing is renamed in a bucket: the index goes first, and comes last.
+    assert todo.form.index is not None
+    storage.Store(path).write(todo.form.index, None)
     write(path, recorded, config=todo.backbone, metadata=todo.metadata, dtype=todo.config.dtype)
     recorded.compare(todo.form.open(path), path)
     return
@@ -205,6 +210,31 @@ def run(todo: Plan) -> None:
     write(str(partial), recorded, config=todo.backbone, metadata=todo.metadata,
           dtype=todo.config.dtype)
     recorded.compare(todo.form.open(str(partial)), path)
+
+
+def _check_destination(config: ConvertConfig, form: Format) -> None:
+  """Checks that nothing but a checkpoint would be replaced, and that only on request."""
+  path = config.destination
+  if "://" in path and form.index is not None:
+    if not config.overwrite and storage.exists(storage.join(path, form.index)):
+      raise UserError("The destination exists", found=path, wanted="a new name",
+                      fix="give another name, or --overwrite")
+    return
+  check_local(path, f"The destination of a checkpoint in the format {form.name}")
+  folder = pathlib.Path(path)
+  if folder.suffix in (".npz", ".npy"):
+    raise UserError("A backbone is a folder, not the file of a prompt", found=path,
+                    wanted="the name of a folder", fix="give SRC a prompt, or DST another name")
+  names = sorted(os.listdir(folder)) if folder.is_dir() else []
+  there = formats.detect(path)
+  others = names if there is None else [
+    name for name in names if there.files is not None and not re.fullmatch(there.files, name)]
+  if folder.is_file() or others:
+    raise UserError("The destination holds other things, which would be lost",
+                    found=f"{path} (a file)" if folder.is_file() else
+                    f"{path}: {', '.join(others[:4])} ({len(others)})",
+                    wanted="a new folder, or one that holds a checkpoint and nothing else",
+                    fix="give another path, or take those files away first")
 
 
 class _Recorded:

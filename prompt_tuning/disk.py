@@ -4,12 +4,32 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 
 from prompt_tuning.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# As a path has it too, which takes one of the two slashes away.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_local(path: str | pathlib.Path, setting: str) -> None:
+  """Checks that something can be written under a path: it is no bucket's address.
+
+  Args:
+    setting: that named it.
+
+  Raises:
+    UserError: it is one. A folder called `gs:` would be made beside the program.
+  """
+  if _ADDRESS.match(str(path)):
+    raise UserError(f"{setting} is an address, not a folder of this machine", found=str(path),
+                    wanted="a path; a bucket's is where it is mounted",
+                    fix="mount the bucket (gcsfuse, as tpu_scripts/setup.sh --bucket does) and "
+                    "give a path in it, or write to a disk and copy")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -18,10 +38,22 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file in one step."""
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(content)
-  os.replace(partial, path)
+  """Replaces a file in one step; of several writers at once one is the last."""
+  check_local(path, "The file")
+  with replacing(path) as partial:
+    partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A new name beside a file, which it replaces when the block ends without an error."""
+  partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+  try:
+    yield partial
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
 
 
 @contextlib.contextmanager
@@ -30,6 +62,7 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   An error leaves nothing behind. What a kill leaves is removed, or put back, the next time.
   """
+  check_local(path, "The destination")
   partial, old = (path.with_name(path.name + suffix) for suffix in (".partial", ".old"))
   if old.exists() and not path.exists():
     os.rename(old, path)

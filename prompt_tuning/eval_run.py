@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prompt_tuning import hosts, trained_model
-from prompt_tuning.disk import write_text
+from prompt_tuning.disk import check_local, write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.partitioning import Partitioner
@@ -42,6 +42,10 @@ class EvalConfig:
   prompt_file: str | None = None
   output_dir: str | None = None
   seed: int = 0
+
+  def __post_init__(self):
+    if self.output_dir is not None:
+      check_local(self.output_dir, "OUTPUT_DIR")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +102,7 @@ def _evaluate(config: EvalConfig, trained: trained_model.TrainedModel, evaluator
     return Report(result, majority, [], evaluator.report.counts())
   counts = evaluator.report.counts()
   files = [] if output is None else _write(pathlib.Path(output), config, trained, result, counts)
-  if config.model_dir is not None:
+  if config.model_dir is not None and _is_the_runs_own(config):
     _log(config, result)
     files.append(pathlib.Path(config.model_dir) / "metrics.csv")
   return Report(result, majority, files, counts)
@@ -110,7 +114,8 @@ def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.Trai
   name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{config.task.name}_{config.eval_settings.split}")
   about: dict[str, Any] = {
     "task": config.task.name, "split": config.eval_settings.split, "metrics": result.metrics,
-    "data": counts,
+    "data": counts, "max_examples": config.eval_settings.max_examples,
+    "frozen_dtype": config.model.frozen_dtype,
     "backbone": trained.config.initial_checkpoint_path, "prompt_file": trained.prompt_file,
     **environment(config.seed)}
   files = [folder / f"eval_{name}.json"]
@@ -122,6 +127,14 @@ def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.Trai
     files.append(folder / f"predictions_{name}.jsonl")
     write_text(files[1], "\n".join(lines) + "\n")
   return files
+
+
+def _is_the_runs_own(config: EvalConfig) -> bool:
+  """Whether a number belongs beside those of the run: of its weights, and of as many rows."""
+  settings = json.loads((pathlib.Path(config.model_dir or "") / "settings.json").read_text())
+  ours, theirs = config.eval_settings, settings.get("eval_settings", {})
+  same_rows = ours.split != theirs.get("split") or ours.max_examples == theirs.get("max_examples")
+  return same_rows and config.model.frozen_dtype == settings["model"]["frozen_dtype"]
 
 
 def _log(config: EvalConfig, result: Result) -> None:

@@ -114,6 +114,11 @@ class Evaluator:
       self._check_targets()
 
   @property
+  def of_windows(self) -> bool:
+    """Whether rows are windows of their questions' contexts (QA_WINDOW)."""
+    return self._spec is not None and windows.of_windows(self._spec.source)
+
+  @property
   def chosen_by(self) -> str:
     """The metric that comes first in `score`."""
     return "accuracy" if self.method == "rank" else "loss"
@@ -270,7 +275,6 @@ class Evaluator:
 
   def _decode(self, call) -> Result:
     predictions, losses, scores = [], [], []
-    of_windows = self._spec is not None and windows.of_windows(self._spec.source)
     for batch in self._batches():
       inputs, ids = (self._placed(batch.get(name)) for name in ("encoder_input_tokens",
                                                                "prompt_ids"))
@@ -279,10 +283,10 @@ class Evaluator:
       kept = tokens[batch["row_mask"]]
       predictions += map(self.text, kept)
       losses.append(call(self._model, scoring.token_losses, self._placed(_arrays(batch))))
-      if of_windows:
+      if self.of_windows:
         found = call(self._model, scoring.output_scores, inputs, self._placed(tokens), ids)
         scores += found[batch["row_mask"]].tolist()
-    if of_windows:
+    if self.of_windows:
       # A question has one answer: that of the window in which the model is surest.
       groups = [target.group for target in _targets(self._rows())]
       predictions = [predictions[row] for row in windows.best(groups, scores)]

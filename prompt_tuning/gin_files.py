@@ -235,7 +235,9 @@ def _how_to_use(macro: str, macros: Collection[str], shipped: Sequence[Source]) 
 def how_to_set(name: str, shipped: Sequence[Source], known: Sequence[str]) -> str:
   """What to do about a macro or `module.Class.field` without a value."""
   tail = name.split(".")[-2:]
-  setters = [source.label for source in shipped
+  # The others are loaded by the commands themselves.
+  files = [source for source in shipped if not source.label.startswith(("commands/", "t5x/"))]
+  setters = [source.label for source in files
              if any([*s.selector.split("."), s.parameter or ""][-2:] == tail if len(tail) == 2
                     else s.key == name and s.value != Macro("gin.REQUIRED")
                     for s in source.settings)]

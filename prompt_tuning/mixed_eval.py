@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning import ensembles, hosts, prompt_bank, steering
-from prompt_tuning.disk import write_text
+from prompt_tuning.disk import check_local, write_text
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.partitioning import Partitioner
@@ -58,6 +58,8 @@ class MixedEvalConfig:
   seed: int = 0
 
   def __post_init__(self):
+    if self.output_dir is not None:
+      check_local(self.output_dir, "OUTPUT_DIR")
     names = {name for name, _ in self.prompts}
     for name in self.tasks:
       if name not in names:
@@ -125,6 +127,10 @@ def evaluate_mixed(config: MixedEvalConfig) -> MixedReport:
       raise UserError(f"Task {name!r} is neither ranked nor generated", found="a task of losses",
                       wanted="labels, or metrics of texts",
                       fix="evaluate it alone, with --gin.METHOD=\"'loss'\"")
+    if evaluator.of_windows:
+      raise UserError(f"Task {name!r} has an answer a window, not a question",
+                      found="QA_WINDOW with --prompt", wanted="whole contexts",
+                      fix="evaluate it alone, or leave QA_WINDOW out")
   server = Server(bank=bank, params=bank.load(config.seed, partitioner),
                   lengths=config.task.feature_lengths,
                   batch_size=config.eval_settings.batch_size, partitioner=partitioner)

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from prompt_tuning.disk import replacing
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
@@ -91,7 +93,6 @@ def _end_of(name: str) -> str:
 def save(figure: Any, path: pathlib.Path) -> None:
   """Writes a figure whole or not at all, and closes it."""
   figure.tight_layout()
-  partial = path.with_name(path.stem + ".partial.png")
-  figure.savefig(partial, dpi=150)
+  with replacing(path) as partial:
+    figure.savefig(partial, dpi=150)
   plt.close(figure)
-  partial.replace(path)

@@ -25,6 +25,7 @@ import numpy as np
 
 from prompt_tuning import config as gin_config
 from prompt_tuning import trained_model
+from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID, T5Config
 from prompt_tuning.partitioning import Partitioner
@@ -32,7 +33,7 @@ from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.prompts.soft import SoftPrompt
-from prompt_tuning.run_config import ModelConfig
+from prompt_tuning.run_config import RANDOM, ModelConfig
 from prompt_tuning.t5 import T5
 
 NO_PROMPT = "none"
@@ -53,6 +54,8 @@ class Prompt:
     placement: what stands around the input.
     in_front: whether that is the prompt alone, ahead of it.
     backbone: the checkpoint it belongs to.
+    random_seed: of a run on random weights, the seed that they were drawn with; None: not known,
+      or no such run.
   """
 
   name: str
@@ -62,6 +65,7 @@ class Prompt:
   placement: Placement
   in_front: bool
   backbone: str
+  random_seed: int | None = None
 
   @property
   def is_table(self) -> bool:
@@ -104,7 +108,21 @@ class Bank:
   tasks: dict[str, tuple[tuple[int, int], ...]]
 
   def load(self, seed: int, partitioner: Partitioner | None = None) -> list[dict[str, Any]]:
-    """Parameters of every group; a backbone is loaded once, and laid out by `partitioner`."""
+    """Parameters of every group; a backbone is loaded once, and laid out by `partitioner`.
+
+    Args:
+      seed: of random weights.
+
+    Raises:
+      UserError: a prompt was trained on the random weights of another seed.
+    """
+    for prompt in (prompt for group in self.groups for prompt in group.prompts):
+      if prompt.random_seed not in (None, seed):
+        raise UserError("This prompt is of another backbone",
+                        found=f"{prompt.source}: random weights of RANDOM_SEED = "
+                        f"{prompt.random_seed}", wanted=f"those of RANDOM_SEED = {seed}, as the "
+                        "model that serves", fix="serve it on its own, or give the RANDOM_SEED of "
+                        "its run")
     backbones: dict[str, Any] = {}
     for group in self.groups:
       if group.backbone not in backbones:
@@ -187,28 +205,36 @@ def _read(config: ModelConfig, name: str, source: str,
   # The file of a member is of the run two folders above.
   member_of = folder.parents[2] if len(folder.parents) > 2 and folder.parents[1].name == MEMBERS \
     else None
-  run = folder if folder.is_dir() else member_of
+  run = folder if (folder / "settings.json").is_file() else member_of
+  if run is None and folder.is_dir() and prompt_files.find(source) is None:
+    raise UserError("There is neither a run nor a prompt in this folder", found=source,
+                    wanted="a MODEL_DIR with its settings.json, or a prompt's file",
+                    fix="correct --prompt")
+  random_seed = None
   if run is not None:
     own = rules(str(run))
     _check_same(config, own, source)
+    if own.initial_checkpoint_path == RANDOM:
+      random_seed = trained_model.seed_of(str(run))
     own = dataclasses.replace(own, backbone=config.backbone, vocabulary=config.vocabulary,
                               prompt=_for_backbone(own.prompt, config.backbone))
   else:
     method = config.prompt or SoftPrompt(config.backbone, 1)
     own = dataclasses.replace(config, prompt=method)
-  trained = trained_model.find(own, str(folder) if folder.is_dir() else None,
-                               None if folder.is_dir() else source)
+  whole = run is not None and run == folder
+  trained = trained_model.find(own, source if whole else None, None if whole else source)
   own = trained.config
   placement = own.placement()
   backbone = own.initial_checkpoint_path
   if trained.prompt_file is None:
-    return Prompt(name, source, None, {}, placement, True, backbone)
+    return Prompt(name, source, None, {}, placement, True, backbone, random_seed)
   method, params = own.prompt, own.load_prompt(trained.prompt_file)
   if method.num_prompts > 1:
     row = trained.prompt_id(name)
     params = jax.tree.map(lambda leaf: leaf[row], params)
     method = method.clone(num_prompts=1)
-  return Prompt(name, source, method, params, placement, own.module().prompt_in_front, backbone)
+  return Prompt(name, source, method, params, placement, own.module().prompt_in_front, backbone,
+                random_seed)
 
 
 def _check_same(config: ModelConfig, own: ModelConfig, source: str) -> None:

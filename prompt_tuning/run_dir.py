@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from prompt_tuning.checkpoints import method_files
-from prompt_tuning.disk import report_full, write_text
+from prompt_tuning.disk import check_local, report_full, write_text
 from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed.
@@ -45,8 +45,16 @@ _TRAIN = re.compile(r"train(/\d+)?")
 class RunDir:
   """One MODEL_DIR."""
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, fixed: Sequence[str] = ()):
+    """Args:
+      fixed: settings of MAY_CHANGE that this run's numbers do depend on.
+
+    Raises:
+      UserError: the path is a bucket's address.
+    """
+    check_local(path, "MODEL_DIR")
     self.path = pathlib.Path(path)
+    self._may_change = tuple(name for name in MAY_CHANGE if name not in fixed)
     self._events: Any = None
     self._first = 0
 
@@ -64,9 +72,9 @@ class RunDir:
     if stored.is_file() and (self.path / "metrics.csv").exists():
       old = json.loads(stored.read_text())
       old.pop("corpus", None)
-      _check_same(old, _jsonable(settings), self.path)
+      _check_same(old, _jsonable(settings), self.path, self._may_change)
     elif not stored.is_file() and self.path.is_dir() and any(
-        path.name != "settings.json.partial" for path in self.path.iterdir()):
+        not path.match("settings.*.partial.json") for path in self.path.iterdir()):
       raise UserError("MODEL_DIR holds something that is not a run", found=str(self.path),
                       wanted="an empty or new folder, or this run's", fix="give a new MODEL_DIR")
 
@@ -90,6 +98,8 @@ class RunDir:
                         fix="bring the old data back, or give a new --gin.MODEL_DIR")
     with self._saving("the run's settings"):
       self.path.mkdir(parents=True, exist_ok=True)
+      for left in self.path.glob("*.partial.*"):  # by a kill
+        left.unlink(missing_ok=True)
       self._write_json("settings.json", {**settings, "corpus": corpus})
 
   def check_backbone(self, source: str, fingerprint: str) -> None:
@@ -267,17 +277,18 @@ def describe(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
 
 
-def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path) -> None:
+def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path,
+                may_change: Sequence[str]) -> None:
   before, now = _leaves(old), _leaves(new)
   changed = [f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
              for key in sorted(before.keys() | now.keys())
-             if key not in MAY_CHANGE and before.get(key) != now.get(key)]
+             if key not in may_change and before.get(key) != now.get(key)]
   if changed:
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     raise UserError("MODEL_DIR holds another run",
                     found=f"{path}: {'; '.join(changed[:_SHOWN])}{more}",
                     wanted="the settings it was started with (these may change: "
-                    + ", ".join(MAY_CHANGE) + ")",
+                    + ", ".join(may_change) + ")",
                     fix="repeat that run's command, or give a new --gin.MODEL_DIR")
 
 

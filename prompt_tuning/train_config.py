@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from prompt_tuning import trees
 from prompt_tuning.distillation import Distillation
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings
@@ -67,7 +68,7 @@ class TrainConfig:
                       found="TaskConfig.pack = True and ModelConfig.prompt_in_front = True",
                       wanted="virtual tokens placed by their ids",
                       fix="--gin.run_config.ModelConfig.prompt_in_front=False")
-    object.__setattr__(self, "trainable", tuple(self.trainable))
+    object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
     if self.members is not None and self.members.is_one:
       object.__setattr__(self, "members", None)
     if self.members is not None:

@@ -116,6 +116,13 @@ def _fitted(config: ModelConfig, path: str) -> PromptMethod:
   return served.clone(length=table.shape[-2])
 
 
+def seed_of(model_dir: str) -> int | None:
+  """RANDOM_SEED of a run, as its summary says; None where it does not."""
+  summary = pathlib.Path(model_dir) / "summary.json"
+  seed: int | None = json.loads(summary.read_text()).get("seed") if summary.is_file() else None
+  return seed
+
+
 def trained_step(model_dir: str) -> int:
   """The step of the run's best parameters, as its summary says; 0 where it does not."""
   found = _summary(model_dir)

@@ -100,6 +100,18 @@ class Split:
     return unflatten(flat)
 
 
+def patterns_of(given: Sequence[str]) -> tuple[str, ...]:
+  """TRAINABLE as a tuple.
+
+  Raises:
+    UserError: it is one text, whose letters would be taken for patterns.
+  """
+  if isinstance(given, str):
+    raise UserError("TRAINABLE is one text", found=repr(given), wanted="a list of patterns",
+                    fix=f"--gin.TRAINABLE=\"[{given!r}]\"")
+  return tuple(given)
+
+
 def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/") -> Split:
   """Decides what is trained.
 
@@ -122,7 +134,7 @@ def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/"
       names = [p.removeprefix("backbone/") for p in flat if p.startswith("backbone/")]
       raise UserError("A TRAINABLE pattern matches no parameter", found=repr(pattern),
                       wanted="a regular expression that matches whole paths",
-                      fix=f"`prompt-tuning info` lists the paths; {nearest(pattern, names)}")
+                      fix=f"`prompt-tuning info --paths` lists them; {nearest(pattern, names)}")
     for path in matches:
       span = None if layers is None else _span(pattern, path, flat[path], layers)
       if path in trained and trained[path] != span:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import fake_bucket
 import msgpack
 import numpy as np
 import pytest
@@ -108,9 +109,54 @@ def test_the_destination_is_not_replaced_unasked(tmp_path, source, capsys):
   (tmp_path / "new/precious").write_text("x")
   assert run(source, tmp_path / "new", "--to", "t5x") == 2
   assert "The destination exists" in capsys.readouterr().err
+  # Not even on request: it is no checkpoint's.
+  assert run(source, tmp_path / "new", "--to", "t5x", "--overwrite") == 2
+  error = capsys.readouterr().err
+  assert "The destination holds other things, which would be lost" in error and "precious" in error
   assert (tmp_path / "new/precious").exists()
+  (tmp_path / "new/precious").unlink()
   assert run(source, tmp_path / "new", "--to", "t5x", "--overwrite") == 0
-  assert same(tmp_path / "new") and not (tmp_path / "new/precious").exists()
+  assert same(tmp_path / "new")
+
+
+@pytest.mark.parametrize("to, beside", [("ours", "prompt.npy"), ("hf", "tokenizer.json")])
+def test_a_checkpoint_is_replaced_and_nothing_beside_it(tmp_path, source, capsys, to, beside):
+  for extra in ([], ["--overwrite"]):
+    assert run(source, tmp_path / "new", "--to", to, *extra) == 0
+  (tmp_path / "new" / beside).write_text("x")
+  assert run(source, tmp_path / "new", "--to", to, "--overwrite") == 2
+  assert beside in capsys.readouterr().err and (tmp_path / "new" / beside).exists()
+
+
+@pytest.mark.parametrize("to, words", [("ours", "in the format ours is an address"),
+                                       ("hf", "in the format hf is an address")])
+def test_a_bucket_is_no_folder(tmp_path, source, capsys, monkeypatch, to, words):
+  monkeypatch.chdir(tmp_path)
+  assert run(source, "gs://bucket/lm", "--to", to) == 2
+  error = capsys.readouterr().err
+  assert words in error and "mount the bucket" in error
+  assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_checkpoint_in_a_bucket_is_replaced_on_request_and_its_index_goes_first(
+    source, capsys, monkeypatch):
+  objects = {}
+  with fake_bucket.serve(objects) as address:
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    assert run(source, "gs://weights/lm", "--to", "t5x") == 0
+    before = dict(objects)
+    assert run(source, "gs://weights/lm", "--to", "t5x") == 2
+    assert "The destination exists" in capsys.readouterr().err and objects == before
+    assert run(source, "gs://weights/lm", "--to", "t5x", "--overwrite") == 0
+    assert objects.keys() == before.keys() and list(objects)[-1] == "weights/lm/checkpoint"
+
+
+def test_names_in_messages_are_those_of_the_command(tmp_path, source, capsys):
+  assert run(tmp_path / "nowhere", tmp_path / "new") == 2
+  assert "SRC is not a checkpoint" in capsys.readouterr().err
+  assert run(source, tmp_path / "out.npz", "--to", "ours") == 2
+  assert "A backbone is a folder" in capsys.readouterr().err
 
 
 def with_more(path, **more):
@@ -250,7 +296,7 @@ def test_a_kill_leaves_no_half_and_the_next_run_cleans_up(tmp_path, source, to, 
   script.write_text(textwrap.dedent(KILLED))
   overwrite = point in ("before", "between")
   if overwrite:
-    destination.mkdir()
+    assert run(source, destination, "--to", "t5x") == 0
     (destination / "old").write_text("x")
   done = subprocess.run([sys.executable, script, to, point, source, destination,
                          "yes" if overwrite else "no"], env=dict(os.environ, JAX_PLATFORMS="cpu"),

@@ -176,6 +176,39 @@ def test_eval_of_a_run_needs_its_folder_alone(run, capsys):
   assert logged == [f"{step},test,accuracy,{right / 8!r}"]
 
 
+def test_numbers_of_other_weights_or_rows_do_not_join_the_run_s(run, capsys):
+  before = (run.folder / "metrics.csv").read_text()
+  for change in ("--gin.FROZEN_DTYPE=int8", "--gin.MAX_EXAMPLES=3"):
+    out = run.root / "other"
+    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", f"--gin.OUTPUT_DIR={out}", change]) == 0
+    config.clear()
+    assert (run.folder / "metrics.csv").read_text() == before
+    report = json.loads((out / "eval_your_data_validation.json").read_text())
+    assert (report["frozen_dtype"], report["max_examples"]) == (
+      ("int8", None) if "int8" in change else ("float32", 3))
+
+
+def test_a_run_that_is_not_there(run, capsys):
+  for command in ("eval", "infer", "merge"):
+    assert main([command, f"--gin.MODEL_DIR={run.root / 'typo'}"]) == 2
+    assert "MODEL_DIR holds no run" in (error := capsys.readouterr().err) and "typo" in error
+
+
+def test_a_number_may_name_a_folder(run, capsys, monkeypatch):
+  monkeypatch.chdir(run.root)
+  assert main(["eval", "--gin.MODEL_DIR=20261128"]) == 2
+  error = capsys.readouterr().err
+  assert "MODEL_DIR holds no run" in error and "20261128 (no such folder)" in error
+
+
+def test_one_trainable_pattern_is_a_list_of_one(run, capsys):
+  assert main(["train", *run.flags, "--gin_file=runs/prompt_tune.gin", "--gin.BATCH_SIZE=4",
+               "--gin.TRAIN_STEPS=1", f"--gin.MODEL_DIR={run.root / 'x'}",
+               "--gin.TRAINABLE=decoder/.*"]) == 2
+  error = capsys.readouterr().err
+  assert "TRAINABLE is one text" in error and "['decoder/.*']" in error
+
+
 def test_eval_of_a_prompt_file(run, capsys):
   code = main(["eval", *run.flags, "--gin_file=runs/eval.gin", "--gin.MAX_EXAMPLES=5",
                f"--gin.PROMPT_FILE={run.folder / 'prompt.npy'}",

@@ -161,6 +161,25 @@ def test_members_of_a_run_are_an_ensemble(tmp_path):
     prompt_bank.read_bank(model(), [("t", str(tmp_path / "empty" / "members"))])
 
 
+def test_random_weights_of_another_seed_are_another_backbone(tmp_path):
+  for name, seed in (("a", 0), ("b", 1)):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "settings.json").write_text("{}")
+    (tmp_path / name / "summary.json").write_text(json.dumps({"seed": seed}))
+    save_prompt(tmp_path / name / "prompt.npy")
+  bank = prompt_bank.read_bank(model(), [("a", str(tmp_path / "a"))], lambda run: model())
+  assert len(bank.load(0)) == 1
+  both = [("a", str(tmp_path / "a")), ("b", str(tmp_path / "b"))]
+  bank = prompt_bank.read_bank(model(), both, lambda run: model())
+  with pytest.raises(UserError, match="another backbone(.|\n)*weights of RANDOM_SEED = 1"):
+    bank.load(0)
+
+
+def test_a_folder_without_run_or_prompt(tmp_path):
+  with pytest.raises(UserError, match="neither a run nor a prompt in this folder"):
+    prompt_bank.read_bank(model(), [("t", str(tmp_path))])
+
+
 def test_a_prompt_of_another_backbone_is_refused(tmp_path):
   (tmp_path / "settings.json").write_text("{}")
   save_prompt(tmp_path / "prompt.npy")

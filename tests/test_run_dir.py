@@ -1,8 +1,10 @@
 """MODEL_DIR: whose it is, what is written, what a resume forgets."""
 
+import concurrent.futures
 import dataclasses
 import errno
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -28,6 +30,50 @@ def run(tmp_path):
   made.log(3, "train", {"loss": 2.5})
   yield made
   made.close()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
+def test_a_bucket_is_no_folder(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  error = error_of(RunDir, path)
+  assert error.what == "MODEL_DIR is an address, not a folder of this machine"
+  for write in (lambda: disk.write_text(pathlib.Path(path) / "x", ""),
+                lambda: disk.new_folder(pathlib.Path(path)).__enter__()):
+    assert "is an address" in error_of(write).what
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_windows_drive_or_a_colon_is_no_address(tmp_path):
+  for name in ("c:/x", "a b:/x", str(tmp_path / "run:1")):
+    disk.check_local(name, "MODEL_DIR")
+
+
+def test_settings_that_a_kind_of_run_fixes(tmp_path):
+  for fixed, allowed in (((), True), (("train_steps",), False)):
+    made = RunDir(str(tmp_path / "-".join(("run", *fixed))), fixed)
+    made.claim(SETTINGS, "corpus")
+    made.log(0, "train", {"loss": 1.0})
+    if allowed:
+      made.claim(changed(train_steps=9), "corpus")
+    else:
+      error = error_of(made.claim, changed(train_steps=9), "corpus")
+      assert "train_steps was 8, is now 9" in error.found and "train_steps" not in error.wanted
+    made.close()
+
+
+def test_writers_of_one_file_at_once(tmp_path):
+  """Each writes it whole, and the last one stays."""
+  path = tmp_path / "results.csv"
+  texts = [str(i) * 5000 for i in range(4)]
+
+  def write(text):
+    for _ in range(50):
+      disk.write_text(path, text)
+      assert path.read_text() in texts
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(write, texts))
+  assert [p.name for p in tmp_path.iterdir()] == ["results.csv"]
 
 
 def changed(**changes):
@@ -110,7 +156,7 @@ def test_a_backbone_may_change_before_the_first_number(tmp_path):
 
 
 def test_a_run_killed_while_it_claimed_its_folder_may_come_back(tmp_path):
-  (tmp_path / "settings.json.partial").write_text("{")
+  (tmp_path / "settings.0a1b2c3d.partial.json").write_text("{")
   RunDir(str(tmp_path)).claim(SETTINGS, "corpus")
   assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 

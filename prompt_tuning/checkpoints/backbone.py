@@ -8,6 +8,7 @@ vocabulary's fingerprint and where the weights come from. The shipped models are
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -153,4 +154,5 @@ def _read_metadata(folder: pathlib.Path) -> tuple[dict[str, Any], T5Config]:
 
 
 FORMAT = Format("ours", "prompt_tuning's own (safetensors)", lambda path: bool(folder_of(path)),
-                BackboneReader, write, stacked=True, full_config=True)
+                BackboneReader, write, stacked=True, full_config=True,
+                files=f"{re.escape(METADATA)}|{re.escape(WEIGHTS)}")

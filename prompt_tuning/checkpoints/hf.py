@@ -138,7 +138,8 @@ def matches(path: str) -> bool:
 
 
 FORMAT = Format(name="hf", title="Hugging Face", matches=matches, open=HFReader,
-                write=hf_export.write, stacked=False, full_config=True)
+                write=hf_export.write, stacked=False, full_config=True,
+                files=r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -118,6 +118,9 @@ class Format:
     write: None: it is only read.
     stacked: the layout that `write` takes: True, False, or None for either.
     full_config: a reader's `config` is what the file says, not what its shapes imply.
+    files: a regular expression of the names that a folder of the format may hold at its top; None:
+      any.
+    index: the file that makes a folder of a bucket a checkpoint; None: buckets are not written.
   """
 
   name: str
@@ -127,6 +130,8 @@ class Format:
   write: Writer | None = None
   stacked: bool | None = None
   full_config: bool = False
+  files: str | None = None
+  index: str | None = None
 
 
 class MemoryReader:

@@ -27,8 +27,11 @@ from prompt_tuning.t5 import T5
 _LARGE = 2**24
 
 
-def find(path: str) -> Format:
-  """The format of what `INITIAL_CHECKPOINT_PATH` names.
+def find(path: str, setting: str = "INITIAL_CHECKPOINT_PATH") -> Format:
+  """The format of a checkpoint.
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: there is no such checkpoint.
@@ -42,7 +45,7 @@ def find(path: str) -> Format:
     f"{path} (a folder with {_some_names(folder)})" if folder.is_dir()
     else f"{path} (does not exist)")
   titles = "; ".join(form.title for form in formats.formats().values())
-  raise UserError("INITIAL_CHECKPOINT_PATH is not a checkpoint", found=what,
+  raise UserError(f"{setting} is not a checkpoint", found=what,
                   wanted=f"a shipped model ({', '.join(names)}), the MODEL_DIR of a run that "
                   f"trained a backbone, or a checkpoint in one of these formats: {titles}",
                   fix=nearest(path, names))

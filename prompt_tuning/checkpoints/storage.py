@@ -58,8 +58,8 @@ class Store:
       raise damaged(f"{self.path}, {name}", first_line(error)) from error
     return bytes(result.value) if result.state == "value" else None
 
-  def write(self, name: str, content: bytes) -> None:
-    """Writes a file in one step."""
+  def write(self, name: str, content: bytes | None) -> None:
+    """Writes a file in one step; None takes it away."""
     self._store.write(name, content).result()
 
   def names(self) -> list[str]:

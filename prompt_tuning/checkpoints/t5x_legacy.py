@@ -246,4 +246,4 @@ def _target(path: str) -> Iterator[tuple[dict[str, Any], Any]]:
                (partial / INDEX).write_bytes)
 
 
-FORMAT = Format("t5x", "T5X (msgpack and zarr)", matches, open_checkpoint, write)
+FORMAT = Format("t5x", "T5X (msgpack and zarr)", matches, open_checkpoint, write, index=INDEX)

@@ -22,6 +22,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning.disk import check_local
 from prompt_tuning.errors import UserError, nearest
 
 ALL = "all"
@@ -84,6 +85,7 @@ class Grid:
   places: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
+    check_local(self.sweep_dir, "SWEEP_DIR")
     if not self.axes or not self.blocks:
       raise UserError("A grid needs axes and blocks", found=f"{len(self.axes)} axes and "
                       f"{len(self.blocks)} blocks", wanted="one of each or more",

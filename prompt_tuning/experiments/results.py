@@ -60,7 +60,8 @@ class Records:
       return None
     record = json.loads(path.read_text(encoding="utf-8"))
     command = _command(self._grid, cell)
-    if record["status"] == DONE and record["command"] != command:
+    same = _elsewhere(record["command"], cell) == _elsewhere(command, cell)
+    if record["status"] == DONE and not same:
       raise UserError(f"The finished run {cell.name} had other settings",
                       found=record["command"], wanted=command,
                       fix=f"give another --gin.SWEEP_DIR, or remove {path} and the run's folder")
@@ -82,6 +83,8 @@ class Records:
     for cell in cells:
       record = self.find(cell)
       about = {"run": cell.name, **cell.choices, "command": _command(self._grid, cell)}
+      if record is not None:
+        about["command"] = record["command"]
       if record is None or record["status"] != DONE:
         rows.append({**about, "status": NOT_RUN if record is None else record["status"]})
         continue
@@ -118,13 +121,17 @@ def read_table(path: pathlib.Path) -> list[Row]:
   except FileNotFoundError:
     raise UserError("There is no such table", found=str(path), wanted="the results.csv of a sweep",
                     fix="run `prompt-tuning sweep` first, or correct the path") from None
-  for row in rows:
-    if "run" not in row:
-      raise UserError("This is no table of a sweep", found=f"{path}: columns {', '.join(row)}",
-                      wanted="a column `run`", fix="give the results.csv of a sweep")
-    for name in NUMBERS:
-      if name in row:
-        row[name] = float(row[name]) if row[name] else None
+  try:
+    for row in rows:
+      if None in row or "run" not in row:
+        raise ValueError("columns " + ", ".join(map(str, row)))
+      for name in NUMBERS:
+        if name in row:
+          row[name] = float(row[name]) if row[name] else None
+  except ValueError as error:
+    raise UserError("This is no table of a sweep", found=f"{path}: {error}",
+                    wanted="a column `run`, and numbers where a sweep writes them",
+                    fix="give the results.csv of a sweep") from error
   return rows
 
 
@@ -143,6 +150,13 @@ def commit() -> str:
     return git("rev-parse", "--short=12", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
   except (OSError, subprocess.CalledProcessError):
     return ""
+
+
+def _elsewhere(command: str, cell: Cell) -> str:
+  """A run's command without its SWEEP_DIR, which may have been another machine's."""
+  words = shlex.split(command)
+  root = words[-1].partition("=")[2].strip('"').removesuffix(cell.name)
+  return shlex.join(word.replace(root, "") for word in words) if root else command
 
 
 def _command(grid: Grid, cell: Cell) -> str:

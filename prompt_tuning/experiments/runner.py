@@ -21,8 +21,8 @@ from prompt_tuning.checkpoints import method_files
 from prompt_tuning.discrete.autoprompt import AutoPrompt
 from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.eval_run import EvalConfig, Report, evaluate_run, evaluate_runs
-from prompt_tuning.evaluate import Evaluator
+from prompt_tuning.eval_run import EvalConfig, Report, evaluate_runs
+from prompt_tuning.evaluate import Evaluator, Result
 from prompt_tuning.experiments import results
 from prompt_tuning.experiments.grid import Cell, Grid, files_and_bindings, folder_of
 from prompt_tuning.prompted import abstract_params
@@ -110,10 +110,12 @@ def _evaluated(grid: Grid, cell: Cell, settings: EvalConfig) -> dict[str, Any]:
   for task in (None, *grid.also_on):
     one = settings if task is None else dataclasses.replace(
       settings, task=dataclasses.replace(settings.task, name=task, source=None))
-    report = evaluate_run(one)
-    rows.append({"evaluated_on": task, **_numbers(grid, cell, task, report)})
-    curve += [{"step": 0, "split": "/".join(filter(None, (task, one.eval_settings.split))),
-               "metric": name, "value": value} for name, value in report.result.metrics.items()]
+    parts = eval_mixture.parts(one)
+    for name, part, report in zip(_names(task, parts), parts, evaluate_runs(parts), strict=True):
+      rows.append({"evaluated_on": name, **_numbers(grid, cell, name, report)})
+      curve += [{"step": 0, "split": "/".join(filter(None, (name, part.eval_settings.split))),
+                 "metric": metric, "value": value}
+                for metric, value in report.result.metrics.items()]
   return {"trained_parameters": 0, "steps": 0, "rows": rows, "curve": curve}
 
 
@@ -159,7 +161,7 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
     for task in (None, *grid.also_on):
       tested = _tests(grid, cell, task, settings, rows[:len(table)])
       if task is None:
-        joined = [row | more for row, more in zip(rows, tested, strict=False)]
+        joined = [_joined(row, more) for row, more in zip(rows, tested, strict=False)]
         rows = joined + tested[len(rows):]
       else:
         rows += tested
@@ -183,27 +185,43 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
   config.load(["commands/eval.gin", str((folder / "config.gin").absolute()), *files],
               [*bindings, *other, f"SPLIT = {grid.test_split!r}",
                f"MODEL_DIR = {None if several else str(folder)!r}"])
-  test = config.build(EvalConfig)
+  parts = eval_mixture.parts(config.build(EvalConfig))
+  names = _names(task, parts)
   if not several:
-    parts = eval_mixture.parts(test)
-    names = [task] if len(parts) == 1 else [part.task.name for part in parts]
     return [{"evaluated_on": name, **_numbers(grid, cell, name, report)}
             for name, report in zip(names, evaluate_runs(parts), strict=True)]
   paths = [_prompt_file(folder / "members" / str(i)) for i in range(len(trained))]
-  model = trained_model.find(test.model, None, paths[0])
-  evaluator = Evaluator(model.config, test.task, test.eval_settings, model.prompt_ids)
-  params = model.load(test.seed)
-  results_of = []
+  model = trained_model.find(parts[0].model, None, paths[0])
+  evaluators = [Evaluator(model.config, part.task, part.eval_settings, model.prompt_ids)
+                for part in parts]
+  params = model.load(parts[0].seed)
+  found: list[list[Result]] = [[] for _ in parts]
   for path in paths:
     params["prompt"] = model.config.load_prompt(path)
-    results_of.append(evaluator({}, params, Split({})))
-  majority = evaluator.majority() if evaluator.method == "rank" else None
-  rows = [{"seed": row["seed"], "evaluated_on": task,
-           **_numbers(grid, cell, task, Report(result, majority, [], {}))}
-          for row, result in zip(trained, results_of, strict=True)]
-  metric = rows[0]["metric"]
-  return rows + [{**rows[0], "seed": None, "ensemble": name, "test": metrics[metric]}
-                 for name, metrics in evaluator.ensembles(results_of).items() if metric in metrics]
+    for evaluator, results_of in zip(evaluators, found, strict=True):
+      results_of.append(evaluator({}, params, Split({})))
+  rows = []
+  for name, evaluator, results_of in zip(names, evaluators, found, strict=True):
+    majority = evaluator.majority() if evaluator.method == "rank" else None
+    own = [{"seed": row["seed"], "evaluated_on": name,
+            **_numbers(grid, cell, name, Report(result, majority, [], {}))}
+           for row, result in zip(trained, results_of, strict=True)]
+    metric = own[0]["metric"]
+    rows += own + [{**own[0], "seed": None, "ensemble": ensemble, "test": metrics[metric]}
+                   for ensemble, metrics in evaluator.ensembles(results_of).items()
+                   if metric in metrics]
+  return rows
+
+
+def _names(task: str | None, parts: Sequence[EvalConfig]) -> list[str | None]:
+  """What `evaluated_on` says of each: nothing of a cell's own task that is no mixture."""
+  return [task] if len(parts) == 1 else [part.task.name for part in parts]
+
+
+def _joined(trained: Row, tested: Row) -> Row:
+  """One row; a mixture is judged by its loss while it trains, and each task by its own metric."""
+  same = trained["metric"] == tested["metric"]
+  return trained | tested | ({} if same else {"validation": None})
 
 
 def _numbers(grid: Grid, cell: Cell, task: str | None, report: Report) -> Row:

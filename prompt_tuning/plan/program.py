@@ -52,7 +52,7 @@ class PlanConfig:
       raise UserError("TASK_FEATURE_LENGTHS does not give both lengths", found=repr(lengths),
                       wanted="inputs and targets, in tokens",
                       fix="--gin.TASK_FEATURE_LENGTHS=\"{'inputs': 512, 'targets': 32}\"")
-    object.__setattr__(self, "trainable", tuple(self.trainable))
+    object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
 
   def replace(self, *, layout: str | Layout | None = None, remat: Any = None,
               frozen_dtype: str | None = None) -> "PlanConfig":

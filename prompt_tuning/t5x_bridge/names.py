@@ -89,7 +89,7 @@ class Trained:
   trainable: tuple[str, ...] = ()
 
   def __post_init__(self):
-    object.__setattr__(self, "trainable", tuple(self.trainable))
+    object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
     check_layout(self.backbone)
 
   @functools.cached_property

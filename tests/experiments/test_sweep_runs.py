@@ -129,6 +129,27 @@ def test_a_finished_run_of_other_settings_is_an_error(sweep, capsys):
   assert "TRAIN_STEPS=5" in error and "TRAIN_STEPS=6" in error
 
 
+def test_a_finished_run_of_another_machine_is_taken_over(sweep):
+  """Its SWEEP_DIR was another one; its command stays what was run."""
+  sweep("--only=a-prompt-0")
+  (sweep.folder / "out").rename(sweep.folder / "copied")
+  assert main(["sweep", f"--gin_file={sweep.folder / 'grid.gin'}",
+               f"--gin.SWEEP_DIR={sweep.folder / 'copied'}", "--collect"]) == 0
+  with (sweep.folder / "copied/results.csv").open() as file:
+    row = next(csv.DictReader(file))
+  assert row["status"] == "done" and str(sweep.folder / "out/a-prompt-0") in row["command"]
+
+
+@pytest.mark.parametrize("text, found", [
+  ("a,b\n1,2\n", "columns a, b"), ("run,test\nx,abc\n", "could not convert"),
+  ("run,test\nx,1,2,3\n", "columns run, test, None")])
+def test_draw_of_something_else(tmp_path, capsys, text, found):
+  (tmp_path / "table.csv").write_text(text)
+  assert main(["sweep", f"--draw={tmp_path / 'table.csv'}", f"--output_dir={tmp_path}"]) == 2
+  error = capsys.readouterr().err
+  assert "This is no table of a sweep" in error and found in error
+
+
 def test_draw_needs_no_grid(sweep, capsys):
   sweep()
   table = sweep.folder / "out/results.csv"
