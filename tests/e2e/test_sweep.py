@@ -11,7 +11,7 @@ from prompt_tuning.experiments import results, runner
 from prompt_tuning.main import main
 
 pytestmark = pytest.mark.e2e
-# All but one of its six cells.
+# All but one of its eight cells.
 GRID = ["sweep", "--gin_file=papers/small/smallest.gin", "--only=d8-", "--only=frozen"]
 
 
@@ -33,7 +33,10 @@ def test_a_row_a_prompt_and_one_an_ensemble(rows):
     ("d8", "frozen", "0", ""), ("d16", "frozen", "0", ""), *(
       ("d8", "prompt", seed, ensemble) for seed, ensemble in (
         ("0", ""), ("1", ""), ("", "majority_vote"), ("", "mean_probability"))),
-    ("d16", "prompt", "0to1", ""), ("d8", "autoprompt", "0", ""), *[("d8", "prompt", "0", "")] * 2]
+    ("d16", "prompt", "0to1", ""), ("d8", "autoprompt", "0", ""), *[("d8", "prompt", "0", "")] * 2,
+    *[("d8", "prompt", seed, ensemble) for _ in range(2) for seed, ensemble in (
+      ("0", ""), ("1", ""), ("", "majority_vote"), ("", "mean_probability"))],
+    *[("d8", "frozen", "0", "")] * 2]
   last = rows[6]
   done = rows[:6]
   assert last["status"] == "not run" and last["test"] == "" and "d16" in last["command"]
@@ -65,14 +68,33 @@ def test_a_trigger_has_the_numbers_of_its_search(folder, rows):
   assert (row["steps"], row["trained_parameters"]) == ("2", "0")
 
 
+TWO = ["docstring_kind_seen", "docstring_library"]
+
+
+def of_command(out, *flags):
+  """Accuracy of each of the two tasks, by `eval`."""
+  assert main(["eval", *flags, f"--gin.OUTPUT_DIR={out}"]) == 0
+  return [json.loads((out / f"eval_{name}_test.json").read_text())["metrics"]["accuracy"]
+          for name in TWO]
+
+
 def test_tasks_of_one_model_are_tested_one_by_one(folder, rows, tmp_path):
-  two = rows[8:]
-  assert [row["evaluated_on"] for row in two] == ["docstring_kind_seen", "docstring_library"]
-  assert main(["eval", f"--gin.MODEL_DIR={folder / two[0]['run']}", "--gin.SPLIT=test",
-               f"--gin.OUTPUT_DIR={tmp_path}", "--gin.MAX_EXAMPLES=16"]) == 0
-  for row in two:
-    report = json.loads((tmp_path / f"eval_{row['evaluated_on']}_test.json").read_text())
-    assert report["metrics"]["accuracy"] == float(row["test"])
+  two = [row for row in rows if row["run"].startswith("d8-two_tasks")]
+  one, several, frozen = two[:2], two[2:10], two[10:]
+  run = ["--gin.SPLIT=test", "--gin.MAX_EXAMPLES=16"]
+  assert [row["evaluated_on"] for row in one] == [row["evaluated_on"] for row in frozen] == TWO
+  assert [float(row["test"]) for row in one] == of_command(
+    tmp_path / "one", f"--gin.MODEL_DIR={folder / one[0]['run']}", *run)
+  # A mixture is judged by its loss while it trains, which is no accuracy.
+  assert {row["validation"] for row in two} == {""} and {row["metric"] for row in two} == {
+    "accuracy"}
+  assert [row["evaluated_on"] for row in several] == [TWO[0]] * 4 + [TWO[1]] * 4
+  place = folder / several[0]["run"]
+  found = of_command(tmp_path / "member", f"--gin.MODEL_DIR={place}", *run,
+                     f"--gin.PROMPT_FILE={place / 'members/1/prompt.npy'}")
+  assert [float(row["test"]) for row in several if row["seed"] == "1"] == found
+  command = [flag for flag in shlex.split(frozen[0]["command"])[2:] if "OUTPUT_DIR" not in flag]
+  assert [float(row["test"]) for row in frozen] == of_command(tmp_path / "frozen", *command)
 
 
 def test_a_member_is_tested_with_its_own_prompt(folder, rows, tmp_path):
