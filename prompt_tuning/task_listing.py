@@ -57,6 +57,9 @@ def show_task(name: str, count: int, vocabulary: str, variant: Variant) -> None:
   tokenizer = vocabularies.load_light(vocabulary)
   console = Console()
   if isinstance(row, MixtureSpec):
+    if variant != Variant():
+      raise UserError("Settings vary one task, and this is a mixture", found=name,
+                      wanted="one of its tasks", fix="name a task, or leave the settings out")
     console.print(f"{name}: a mixture", highlight=False)
     for task, rate in row.rates.items():
       console.print(f"  {task}  {describe_rate(rate)}", highlight=False)

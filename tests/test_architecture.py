@@ -124,6 +124,15 @@ def row_of(name):
   return None
 
 
+def test_the_document_names_every_file():
+  document = (ROOT / "docs/architecture.md").read_text()
+  missing = [path.stem for path in (ROOT / "prompt_tuning").glob("*.py")
+             if not path.stem.startswith("__") and f"`{path.stem}`" not in document]
+  folders = [path.name for path in (ROOT / "prompt_tuning").iterdir()
+             if (path / "__init__.py").is_file() and f"`{path.name}/" not in document]
+  assert missing == folders == []
+
+
 def imported(source):
   """Absolute names of what a source imports, anywhere in it."""
   for node in ast.walk(ast.parse(source)):
