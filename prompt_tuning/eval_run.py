@@ -132,7 +132,7 @@ def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.Trai
 def _is_the_runs_own(config: EvalConfig) -> bool:
   """Whether a number belongs beside those of the run: of its weights, and of as many rows."""
   settings = json.loads((pathlib.Path(config.model_dir or "") / "settings.json").read_text())
-  ours, theirs = config.eval_settings, settings.get("eval_settings", {})
+  ours, theirs = config.eval_settings, settings.get("eval_settings") or {}
   same_rows = ours.split != theirs.get("split") or ours.max_examples == theirs.get("max_examples")
   return same_rows and config.model.frozen_dtype == settings["model"]["frozen_dtype"]
 

@@ -286,17 +286,25 @@ class Evaluator:
       if self.of_windows:
         found = call(self._model, scoring.output_scores, inputs, self._placed(tokens), ids)
         scores += found[batch["row_mask"]].tolist()
+    kept = None
     if self.of_windows:
-      # A question has one answer: that of the window in which the model is surest.
+      # A question has one answer, that of the window in which the model is surest, and counts once.
       groups = [target.group for target in _targets(self._rows())]
       predictions = [predictions[row] for row in windows.best(groups, scores)]
-    result = self.generated(predictions)
+      kept = windows.firsts(groups)
+    result = self.generated(predictions, kept)
     result.metrics["loss"] = _mean_loss(losses)
     return result
 
-  def generated(self, predictions: Sequence[str]) -> Result:
-    """The result of generated texts, a row each; without the loss."""
+  def generated(self, predictions: Sequence[str], kept: Sequence[int] | None = None) -> Result:
+    """The result of generated texts, a row each; without the loss.
+
+    Args:
+      kept: the rows that are judged; None: all.
+    """
     rows = self._rows()
+    if kept is not None:
+      rows, predictions = [rows[i] for i in kept], [predictions[i] for i in kept]
     targets = _targets(rows)
     return Result(self._metrics(targets, predictions), [row["inputs_text"] for row in rows],
                   [target.text for target in targets], list(predictions))

@@ -109,7 +109,9 @@ def generate(model: PromptedT5, params: Any, tokens: Array, key: Array | None = 
   """
   copies = 1 if steering is None else steering.copies
   beams = how.num_beams if how.strategy == "beam" else 1
-  cache = model.apply({"params": params}, tokens, max_length, prompt_ids, method="start_decoding")
+  ahead = 0 if steering is None else steering.looks_ahead
+  cache = model.apply({"params": params}, tokens, max_length + ahead, prompt_ids,
+                      method="start_decoding")
   if beams > 1:
     tokens = jnp.repeat(tokens, beams, axis=0)
     prompt_ids = None if prompt_ids is None else jnp.repeat(prompt_ids, beams)

@@ -13,6 +13,7 @@ need all of it.
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,15 @@ class Partitioner:
       self._mesh_axes(name) if size > 1 else None
       for name, size in zip(axes, shape, strict=True))))
 
+  def _fitting(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """`sharding`, without the axes whose size the mesh does not divide: groups of scales are few,
+    and what `Layout.check` looks at are the kernels."""
+    spec = self.sharding(axes, shape).spec
+    sizes = [math.prod(self.mesh.shape[name] for name in ((entry,) if isinstance(entry, str)
+                                                          else entry or ())) for entry in spec]
+    return NamedSharding(self.mesh, PartitionSpec(*(
+      entry if n % size == 0 else None for entry, size, n in zip(spec, sizes, shape, strict=True))))
+
   def params(self, tree: trees.Tree, axes: trees.Tree) -> dict[str, Any]:
     """The shardings of a tree of parameters, or of part of one.
 
@@ -106,7 +116,7 @@ class Partitioner:
       own = tuple(names[path])
       # A vector a layer is too small to be worth gathering.
       is_matrix = sum(name != "layers" for name in own) > 1
-      return jax.tree.map(lambda x: self.sharding(own, x.shape) if is_matrix
+      return jax.tree.map(lambda x: self._fitting(own, x.shape) if is_matrix
                           else self.replicated, leaf)
 
     return trees.map_with_path(of, tree)

@@ -24,9 +24,13 @@ from prompt_tuning.t5 import DecoderCache
 
 
 class Steering(Protocol):
-  """Attributes: copies: N, rows that the model reads for one input."""
+  """Attributes:
+    copies: N, rows that the model reads for one input.
+    looks_ahead: positions beyond the text that it reads, for which the cache needs room.
+  """
 
   copies: int
+  looks_ahead: int
 
   def start(self, reader: Any, cache: DecoderCache) -> Any:
     """The state of decoding, from the cache of the R rows."""
@@ -56,6 +60,7 @@ class _OfCopies:
   """A steering whose state is the cache alone, and which combines the logits of copies."""
 
   copies: int
+  looks_ahead = 0
 
   def start(self, reader: Any, cache: DecoderCache) -> DecoderCache:
     return cache
@@ -139,6 +144,7 @@ class Discriminator:
   candidates: int = struct.field(pytree_node=False, default=20)
 
   copies = 1
+  looks_ahead = 1
 
   def start(self, reader: Any, cache: DecoderCache) -> _Read:
     return _nothing_read(self.head, reader, cache)
@@ -179,6 +185,7 @@ class Gradients:
   steps: int = struct.field(pytree_node=False, default=3)
 
   copies = 1
+  looks_ahead = 0
 
   def start(self, reader: Any, cache: DecoderCache) -> _Read:
     return _nothing_read(self.head, reader, cache).replace(plain=cache)

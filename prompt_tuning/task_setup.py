@@ -22,6 +22,7 @@ class TaskSetup:
     rows: our table's row behind each part; None for tasks that a user registered with seqio.
     stochastic: names of the parts whose preprocessors draw random numbers.
     fingerprint: of all sources' text that we know.
+    order: the parts' names to users, as the mixture has them; seqio sorts its own by name.
   """
 
   task: Any
@@ -29,6 +30,7 @@ class TaskSetup:
   rows: Mapping[str, TaskSpec | None]
   stochastic: tuple[str, ...]
   fingerprint: str
+  order: tuple[str, ...] = ()
 
   @property
   def names(self) -> dict[str, str]:
@@ -59,7 +61,12 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
                      if (config.stochastic if row is None else row.objective is not None))
   known = sorted({row.source.fingerprint() for row in rows.values() if row is not None})
   fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16] if known else ""
-  return TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
+  setup = TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
+  spec = table.spec(row) if isinstance(row, str) and table.has(row) else row
+  known_as = list(setup.names.values())
+  given = list(spec.rates) if isinstance(spec, MixtureSpec) else known_as
+  return dataclasses.replace(setup, order=tuple(
+    given if sorted(given) == sorted(known_as) else known_as))
 
 
 def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec,

@@ -192,7 +192,8 @@ class Trainer:
             pending, began = [], time.time()
           if save:
             self._check_finite(state, step)
-            if evaluate and not stopping:
+            # At the last step there is no later start to leave it to.
+            if evaluate and (not stopping or step >= config.train_steps):
               self._evaluate(state, frozen, step, progress)
             self._save(state)
             began = time.time()
@@ -219,7 +220,7 @@ class Trainer:
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
     self.corpus, self.task_names = setup.fingerprint, setup.names
-    self.prompt_ids = self.config.model.prompt_ids(list(setup.names.values()))
+    self.prompt_ids = self.config.model.prompt_ids(setup.order)
     return self._batches(setup)
 
   def _batches(self, setup: TaskSetup) -> Any:
@@ -372,7 +373,9 @@ class Trainer:
 
   def _is_better(self, record: dict[str, Any], result: Result, step: int) -> bool:
     """Whether a prompt's result is better than its best one, which `record` then remembers."""
-    score = self.evaluator.score(result.metrics)
+    # What is no number is worse than any, and equal to itself.
+    score = [value if math.isfinite(value) else -math.inf
+             for value in self.evaluator.score(result.metrics)]
     if record["score"] is not None and score <= record["score"]:
       record["worse"] += 1
       return False

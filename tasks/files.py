@@ -26,9 +26,11 @@ class FileSource:
 
   Attributes:
     files: split -> path of a file that `tables.records` reads.
+    texts: the templates that a task makes its texts by: part of what tells two tasks apart.
   """
 
   files: Mapping[str, str]
+  texts: tuple[str, ...] = ()
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -38,8 +40,8 @@ class FileSource:
     return (record for _, record in records(pathlib.Path(self.files[split])))
 
   def fingerprint(self) -> str:
-    """Hash of the files' bytes, not of their names."""
-    digest = hashlib.sha256()
+    """Hash of the files' bytes, not of their names, and of the templates."""
+    digest = hashlib.sha256(repr(self.texts).encode() if self.texts else b"")
     for split, path in self.files.items():
       digest.update(split.encode() + hashlib.sha256(pathlib.Path(path).read_bytes()).digest())
     return digest.hexdigest()[:16]
@@ -138,7 +140,8 @@ class FileTask:
     labels = None if self.labels is None else tuple(str(label).strip() for label in self.labels)
     default = (("accuracy", "macro_f1") if labels else ("exact_match", "token_f1", "rouge"))
     row = TaskSpec(
-      name=self.name or self._default_name(), source=FileSource(files), labels=labels,
+      name=self.name or self._default_name(), source=FileSource(files, (self.inputs, self.targets)),
+      labels=labels,
       to_text=FillTemplates(Template("INPUTS", self.inputs), Template("TARGETS", self.targets)),
       metrics=default if self.metrics is None else tuple(self.metrics),
       description="your data: " + ", ".join(files.values()))

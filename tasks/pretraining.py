@@ -17,10 +17,15 @@ from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingText:
-  """A task source: text files, then the docstrings. Rows are `{"text": about 400 words}`."""
+  """A task source: text files, then the docstrings. Rows are `{"text": ...}`.
+
+  Attributes:
+    join_words: short lines are joined up to so many words, and longer ones split.
+  """
 
   files: Mapping[str, Sequence[str]]
   docstrings: bool
+  join_words: int = JOIN_WORDS
 
   @property
   def splits(self) -> tuple[str, ...]:
@@ -39,7 +44,7 @@ class PretrainingText:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
   def _text_files(self) -> corpora.TextFiles:
-    return corpora.TextFiles(files=self.files, join_words=JOIN_WORDS)
+    return corpora.TextFiles(files=self.files, join_words=self.join_words)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ class PretrainingMixture:
     length: tokens of a chunk before noise, where an objective has none of its own; None: what fits
       the feature lengths.
     leading_sentinel: put `<extra_id_0>` ahead of every target, for all.
+    join_words: words that the files' lines are joined to; a text holds no more than that.
   """
 
   name: str = "pretraining"
@@ -67,6 +73,7 @@ class PretrainingMixture:
   objectives: Mapping[str, Objective] = dataclasses.field(default_factory=dict)
   length: int | None = None
   leading_sentinel: bool = False
+  join_words: int = JOIN_WORDS
 
   def __post_init__(self):
     for field in ("files", "validation_files"):
@@ -90,7 +97,7 @@ class PretrainingMixture:
     """The mixture with its tasks, for `registry.resolve` or `table.add`."""
     files = {split: tuple(patterns) for split, patterns in
              (("train", self.files), ("validation", self.validation_files)) if patterns}
-    source = PretrainingText(files=files, docstrings=self.docstrings)
+    source = PretrainingText(files=files, docstrings=self.docstrings, join_words=self.join_words)
     tasks = {}
     for label in self.rates:
       objective = self.objectives.get(label) or OBJECTIVES[label]()

@@ -1,6 +1,7 @@
 """Variants of the table's tasks, as arguments: each field is a macro of `commands/task.gin`.
 
-  --gin.TASKLESS=True --gin.K_SHOT=16 --gin.TASK_SPLITS="{'validation': 'train[90%:]'}"
+  --gin.TASKLESS=True --gin.K_SHOT=16
+  --gin.TASK_SPLITS="{'train': 'train[:90%]', 'validation': 'train[90%:]'}"
 
 A variant keeps the name of its task; what tells it apart is in `TaskSpec.variant`, and so in the
 names of seqio's tasks and of token caches. Of a mixture, every task is varied.
@@ -8,6 +9,7 @@ names of seqio's tasks and of token caches. Of a mixture, every task is varied.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -114,6 +116,7 @@ class Variant:
   def _task(self, row: TaskSpec, room: Room | None) -> TaskSpec:
     source = _placed(row.source, self.data_dir, self.data_from)
     if self.splits is not None:
+      self._check_splits(row)
       kept = dict(source.parts) if isinstance(source, Cut) else {s: s for s in source.splits}
       source = Cut(source.source if isinstance(source, Cut) else source, kept | dict(self.splits))
     if self.window is not None:
@@ -135,6 +138,17 @@ class Variant:
     return dataclasses.replace(varied, to_text=FewShot(
       task=varied, count=self.few_shot, choice=self.few_shot_choice, seed=self.few_shot_seed,
       template=self.few_shot_template, separator=self.few_shot_separator, room=room))
+
+  def _check_splits(self, row: TaskSpec) -> None:
+    """Refuses an evaluation on rows that are trained on."""
+    assert self.splits is not None
+    for name, text in self.splits.items():
+      if name != "train" and "train" not in self.splits and re.search(r"\btrain\b", text):
+        raise UserError(f"TASK_SPLITS cuts {name!r} from 'train', which stays whole",
+                        found=f"{row.name}: {dict(self.splits)!r}",
+                        wanted="a 'train' without the rows that are evaluated",
+                        fix="add 'train', such as {'train': 'train[:90%]', 'validation': "
+                        "'train[90%:]'}")
 
   def _words(self, row: TaskSpec) -> dict[str, str]:
     unknown = set(self.labels or ()) - set(row.labels or ())
@@ -176,7 +190,11 @@ class Casting:
 
 @dataclasses.dataclass(frozen=True)
 class Shots:
-  """A source whose training rows are a few: `count` of each label, drawn by `seed`."""
+  """A source whose training rows are a few: `count` of each label, drawn by `seed`.
+
+  Of a row with several references, which training has an example for each of (`TaskSpec.expand`),
+  one reference is drawn: K_SHOT counts examples.
+  """
 
   source: Source
   row: TaskSpec
@@ -198,12 +216,19 @@ class Shots:
       label = self._label(rows[i])
       if left.get(label, 0):
         left[label] -= 1
-        yield rows[i]
+        yield self._one_example(rows[i], i)
     if any(left.values()):
       raise UserError(f"{self.row.name} has too few rows for K_SHOT = {self.count}",
                       found=", ".join(f"{self.count - n} of {label or 'all'!r}"
                                       for label, n in left.items()),
                       wanted=f"{self.count} of each", fix="lower K_SHOT")
+
+  def _one_example(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+    if not self.row.expand or "references" not in row:
+      return row
+    references = list(row["references"])
+    chosen = next(iter(order(len(references), self.seed + number)), 0)
+    return {**row, "references": references[chosen:chosen + 1]}
 
   def _label(self, row: Row) -> str | None:
     if "unusable" in row or (self.row.in_training is not None and not self.row.in_training(row)):

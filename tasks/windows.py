@@ -80,6 +80,14 @@ def of_windows(source: Any) -> bool:
   return source is not None
 
 
+def firsts(groups: Sequence[str | None]) -> list[int]:
+  """The first row of every group; a row without one by itself."""
+  found: dict[Any, int] = {}
+  for row, group in enumerate(groups):
+    found.setdefault(("row", row) if group is None else group, row)
+  return list(found.values())
+
+
 def best(groups: Sequence[str | None], scores: Sequence[float]) -> list[int]:
   """For each row the row of its group that has the highest score, the first of equal ones.
 

@@ -142,6 +142,16 @@ def test_scales_of_a_quantised_leaf_lie_with_their_values():
   assert made.scales.shard_shape((2, 1, 12)) == (2, 1, 6)
 
 
+def test_scales_of_fewer_groups_than_devices_are_not_split():
+  _, _, axes = model_and_params()
+  leaf = Quantized(jax.ShapeDtypeStruct((2, 8, 12), jnp.int8),
+                   jax.ShapeDtypeStruct((2, 2, 12), jnp.float32))
+  tree = trees.unflatten({"backbone/encoder/layers/mlp/wi_0/kernel": leaf})
+  made, = trees.flatten(Partitioner.make("fsdp=4").params(tree, axes)).values()
+  assert made.values.shard_shape((2, 8, 12)) == (2, 2, 12)
+  assert made.scales.shard_shape((2, 2, 12)) == (2, 2, 12)
+
+
 def test_constraints_hold_within_a_scope_alone():
   partitioner = Partitioner.make("data=2,tensor_sequence=2")
   x = np.zeros((4, 6, 3), np.float32)

@@ -128,6 +128,17 @@ def test_the_discriminator_judges_every_candidate_s_whole_text():
   np.testing.assert_array_equal(made(few), PLAIN)
 
 
+def test_the_discriminator_reads_beyond_the_last_token():
+  """The last token is judged as any other: room for more text changes nothing."""
+  steer = steering.Discriminator(HEAD, jnp.int32(2), jnp.float32(3.0), candidates=20)
+  short, long = (np.asarray(jax.jit(functools.partial(generate, MODEL, max_length=length))(
+    PARAMS, ROWS, None, np.zeros(2, np.int32), steering=steer)) for length in (U - 2, U + 3))
+  np.testing.assert_array_equal(short, long[:, :U - 2])
+  first = np.asarray(jax.jit(functools.partial(generate, MODEL, max_length=1))(
+    PARAMS, ROWS, None, np.zeros(2, np.int32), steering=steer))
+  np.testing.assert_array_equal(first, long[:, :1])
+
+
 def gradients(strength, fusion=1.0, kl=0.0):
   return steering.Gradients(HEAD, jnp.int32(2), jnp.float32(strength), jnp.float32(kl),
                             jnp.float32(fusion), steps=2)

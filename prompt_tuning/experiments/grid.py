@@ -63,7 +63,8 @@ class Grid:
     flags: of every run.  train_flags, eval_flags: of those that train, of every evaluation.
     test_split: evaluated after training with the best step, by `eval` cells, and with the best
       trigger; None: nothing is. Of a mixture, each of its tasks is.
-    also_on: names of other tasks that every run of a task is evaluated on (domain shift).
+    also_on: other tasks that every run of a task is evaluated on (domain shift): names, or name ->
+      flags of that evaluation (TASK_LABELS, where two data sets name their classes differently).
     metrics: task (the choice's name, or an entry of `also_on`) -> the metric of the CSV; without
       one it is accuracy where there is one, else the loss. `validation` is empty where training
       was judged by another one.
@@ -79,7 +80,7 @@ class Grid:
   train_flags: Sequence[str] = ()
   eval_flags: Sequence[str] = ()
   test_split: str | None = "test"
-  also_on: Sequence[str] = ()
+  also_on: Sequence[str] | Mapping[str, Sequence[str]] = ()
   metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
   stages: str | None = None
   places: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -102,6 +103,13 @@ class Grid:
                       wanted="a TEST_SPLIT", fix="set TEST_SPLIT = 'test', or leave ALSO_ON out")
     if self.stages is not None:
       self._check_axis_name("STAGES", self.stages)
+    if isinstance(self.also_on, Mapping):
+      for task, flags in self.also_on.items():
+        _check_flags(f"ALSO_ON: {task}", flags)
+
+  def flags_on(self, task: str) -> list[str]:
+    """Flags of an evaluation on a task of `also_on`."""
+    return list(self.also_on[task]) if isinstance(self.also_on, Mapping) else []
 
   def cells(self) -> list[Cell]:
     """Every cell once, in the order of the blocks.

@@ -125,7 +125,10 @@ def trained_parameters(rows: Sequence[Row]) -> Any:
 
 def ensembles(rows: Sequence[Row]) -> Any:
   """A panel a task: bars of the mean, the best and the ensembles, by size; None without any."""
-  together = [row for row in rows if row.get("ensemble") and row["status"] == DONE]
+  # Of several tasks in one run each is a panel.
+  mixtures = series.mixture_runs(rows)
+  together = [{**row, "task": row["evaluated_on"]} if row["run"] in mixtures else row
+              for row in rows if row.get("ensemble") and row["status"] == DONE]
   if not together:
     return None
   tasks = series.distinct(together, "task") or [""]
@@ -133,8 +136,8 @@ def ensembles(rows: Sequence[Row]) -> Any:
   for axis, task in zip(axes, tasks, strict=True):
     own = [row for row in together if row.get("task", "") == task]
     runs = series.distinct(own, "run")
-    alone = {run: [series.score(row) for row in series.plain(rows) if row["run"] == run]
-             for run in runs}
+    alone = {run: [series.score(row) for row in series.plain(rows)
+                   if row["run"] == run and row.get("task", "") == task] for run in runs}
     kinds: dict[str, list[float]] = {
       "mean of the prompts": [float(np.mean(alone[run])) for run in runs],  # type: ignore[arg-type]
       "best prompt": [float(np.max(alone[run])) for run in runs]}  # type: ignore[arg-type]

@@ -62,6 +62,15 @@ def build(grid: Grid, cell: Cell) -> Settings:
   return config.build(EvalConfig)
 
 
+def _elsewhere(grid: Grid, cell: Cell, task: str) -> EvalConfig:
+  """An evaluation of the plain model on another task than the cell's own."""
+  flags = (*cell.flags, f"--gin.MIXTURE_OR_TASK_NAME={task}", "--gin.TASK_SOURCE=None",
+           *grid.flags_on(task))
+  found = build(grid, dataclasses.replace(cell, flags=flags))
+  assert isinstance(found, EvalConfig)
+  return found
+
+
 def _one_row_a_seed(cell: Cell, settings: RecoverConfig) -> RecoverConfig:
   lists = {"SENTENCES": settings.sentences, "VECTORS": settings.vectors,
            "BACKBONES": settings.backbones}
@@ -108,8 +117,7 @@ def _evaluated(grid: Grid, cell: Cell, settings: EvalConfig) -> dict[str, Any]:
   rows: list[Row] = []
   curve: list[Row] = []
   for task in (None, *grid.also_on):
-    one = settings if task is None else dataclasses.replace(
-      settings, task=dataclasses.replace(settings.task, name=task, source=None))
+    one = settings if task is None else _elsewhere(grid, cell, task)
     parts = eval_mixture.parts(one)
     for name, part, report in zip(_names(task, parts), parts, evaluate_runs(parts), strict=True):
       rows.append({"evaluated_on": name, **_numbers(grid, cell, name, report)})
@@ -148,7 +156,8 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
     return None
   summary = outcome.summary
   several = settings.members is not None
-  table = summary["table"] if several else [{**summary["best"], "best_step": summary["best_step"]}]
+  table = summary["table"] if several else [
+    {**(summary["best"] or {}), "best_step": summary["best_step"]}]
   # Text may be judged by its loss while training, and decoded once, at the end: no validation then.
   wanted = grid.metrics.get(cell.choices.get("task", ""), main_metric(table[0]))
   metric = wanted if wanted in table[0] or grid.test_split is not None else (
@@ -181,7 +190,8 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
   files, flags = files_and_bindings(grid.eval_flags)
   bindings, _ = config.split_gin_flags(flags)
   several = settings.members is not None
-  other = [] if task is None else [f"MIXTURE_OR_TASK_NAME = {task!r}", "TASK_SOURCE = None"]
+  other = [] if task is None else [f"MIXTURE_OR_TASK_NAME = {task!r}", "TASK_SOURCE = None",
+                                   *config.split_gin_flags(grid.flags_on(task))[0]]
   config.load(["commands/eval.gin", str((folder / "config.gin").absolute()), *files],
               [*bindings, *other, f"SPLIT = {grid.test_split!r}",
                f"MODEL_DIR = {None if several else str(folder)!r}"])

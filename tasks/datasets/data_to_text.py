@@ -18,7 +18,8 @@ from prompt_tuning.tasks.readers import Table, json_file
 from prompt_tuning.tasks.slices import Grouped
 from prompt_tuning.tasks.spec import Example, Row, TaskSpec, Unusable
 
-METRICS = ("bleu", "nist", "meteor", "rouge", "chrf", "ter")
+# The challenge's own BLEU is without case (`overlap_metrics.bleu_uncased`).
+METRICS = ("bleu", "bleu_uncased", "nist", "meteor", "rouge", "chrf", "ter")
 # WebNLG 2017 trains on ten categories; the other five are in its test set alone.
 SEEN = frozenset(("Airport", "Astronaut", "Building", "City", "ComicsCharacter", "Food", "Monument",
                   "SportsTeam", "University", "WrittenWork"))

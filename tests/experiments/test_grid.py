@@ -87,6 +87,7 @@ def test_only():
   (lambda: grid(blocks=[{"size": "small"}]), "write ['small']"),
   (lambda: grid(stages="stag"), "STAGES names an axis that is not there"),
   (lambda: grid(also_on=["other"], test_split=None), "Other tasks are evaluated on no split"),
+  (lambda: grid(also_on={"other": ["TASK_LABELS=1"]}), "ALSO_ON: other is not a list of flags"),
   (lambda: grid(places={}).cells(), "${name} of size, method, seed, root"),
   (lambda: grid(axes={"a": {"x": [], "y": []}, "b": {"x": [], "y": []}},
                 blocks=[{"a": ["x"]}, {"b": ["x"]}]).cells(), "Two cells are called x"),

@@ -65,6 +65,20 @@ def test_ablations_have_a_panel_a_setting():
     "length: t, prompt", "length: t, frozen"]
 
 
+def test_ensembles_of_several_tasks_in_one_run_have_a_panel_each():
+  rows = []
+  for task, scores, vote in (("rte", (0.6, 0.7), 0.72), ("copa", (0.2, 0.3), 0.33)):
+    about = {"run": "m", "status": "done", "size": "a", "task": "mix", "method": "prompt",
+             "evaluated_on": task, "metric": "accuracy", "majority": None,
+             "backbone_parameters": 10.0, "trained_parameters": 2.0}
+    rows += [{**about, "seed": str(i), "ensemble": "", "test": score}
+             for i, score in enumerate(scores)]
+    rows.append({**about, "seed": "", "ensemble": "majority_vote", "test": vote})
+  found = {axis.get_title(): sorted(round(bar.get_height(), 3) for bar in axis.patches)
+           for axis in plots.ensembles(rows).axes}
+  assert found == {"rte": [0.65, 0.7, 0.72], "copa": [0.25, 0.3, 0.33]}
+
+
 def test_ensembles_show_mean_best_and_vote():
   rows = [row("a", "prompt", run="r", test=value) for value in (0.2, 0.4)]
   rows.append(row("a", "prompt", run="r", ensemble="majority_vote", test=0.5))

@@ -160,7 +160,18 @@ def test_a_few_rows_a_label():
   assert len(cast("glue_sst2", rows, "validation", k_shot=4)) == 41
   with pytest.raises(UserError, match="too few rows for K_SHOT = 21"):
     cast("glue_sst2", rows, k_shot=21)
-  assert len(cast("e2e", [{"mr": str(i), "references": ["a"]} for i in range(9)], k_shot=5)) == 5
+
+
+def test_a_few_rows_of_many_references_are_as_few_examples():
+  rows = [{"mr": str(i), "references": [f"{i}{j}" for j in "abc"]} for i in range(9)]
+  assert len(cast("e2e", rows)) == 27
+  drawn = [cast("e2e", rows, k_shot=5, k_shot_seed=seed) for seed in (0, 0, 1)]
+  assert [len(examples) for examples in drawn] == [5, 5, 5] and drawn[0] == drawn[1] != drawn[2]
+  for examples in drawn:
+    assert len({e["inputs"] for e in examples}) == 5
+    assert all(e["targets"][0] == e["inputs"][-1] for e in examples)
+  # Not the first of each.
+  assert {e["targets"][1] for e in drawn[0] + drawn[2]} != {"a"}
 
 
 def test_a_fixed_order():
@@ -179,6 +190,8 @@ def test_splits_are_cut():
   found = {split: [e["inputs"][-1] for e in varied.examples(split)]
            for split in varied.source.splits}
   assert found == {"train": list("0123489"), "validation": list("56"), "test": list("789")}
+  with pytest.raises(UserError, match="cuts 'validation' from 'train', which stays whole"):
+    Variant(splits={"validation": "train[90%:]"}).apply(task)
   with pytest.raises(UserError, match="no split 'tset' to cut"):
     Variant(splits={"train": "tset[:3]"}).apply(task)
   with pytest.raises(UserError, match="cannot be read"):

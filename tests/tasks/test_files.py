@@ -58,6 +58,14 @@ def test_fingerprint_follows_the_content(tmp_path):
   assert row.source.fingerprint() != before
 
 
+def test_a_named_task_with_other_templates_is_another_one(tmp_path):
+  """The name does not say so, but caches of tokens ask for the fingerprint."""
+  path = write(tmp_path / "a.tsv", TSV)
+  prints = {task(path, name="mine", **more).spec().source.fingerprint()
+            for more in ({}, {"inputs": "is it good? {text}"})}
+  assert len(prints) == 2
+
+
 def test_json_values_and_braces(tmp_path):
   path = write(tmp_path / "a.jsonl", '{"a b": 1.5, "n": null, "is": true, "label": " yes "}\n')
   row = task(path, inputs="{{{a b}}} {n}{is}").spec()
