@@ -89,7 +89,7 @@ def test_split_works_on_shapes_inside_jit():
 
 @pytest.mark.parametrize("patterns,what,found,fix", [
   (["encoder/layers/mpl/.*"], "A TRAINABLE pattern matches no parameter",
-   "'encoder/layers/mpl/.*'", "`prompt-tuning info` lists the paths"),
+   "'encoder/layers/mpl/.*'", "`prompt-tuning info --paths` lists the paths"),
   (["encoder"], "A TRAINABLE pattern matches no parameter", "'encoder'", "lists the paths"),
   (["encoder/(.*"], "A TRAINABLE pattern is not a regular expression", "'encoder/(.*'",
    "correct the pattern"),
