@@ -134,7 +134,8 @@ def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/"
       names = [p.removeprefix("backbone/") for p in flat if p.startswith("backbone/")]
       raise UserError("A TRAINABLE pattern matches no parameter", found=repr(pattern),
                       wanted="a regular expression that matches whole paths",
-                      fix=f"`prompt-tuning info --paths` lists the paths; {nearest(pattern, names)}")
+                      fix="`prompt-tuning info --paths` lists the paths; "
+                      + nearest(pattern, names))
     for path in matches:
       span = None if layers is None else _span(pattern, path, flat[path], layers)
       if path in trained and trained[path] != span:

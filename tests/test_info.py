@@ -82,7 +82,7 @@ def test_table_and_paths(tmp_path, capsys):
 def test_errors(capsys):
   flags = ["info", "--gin_file=models/tiny.gin"]
   assert main([*flags, "--gin.TRAINABLE=['encodr/.*']"]) == 2
-  assert "`prompt-tuning info` lists the paths" in capsys.readouterr().err
+  assert "`prompt-tuning info --paths` lists the paths" in capsys.readouterr().err
   assert main([*flags, "--gin.MODEL_DIR=x"]) == 2
   assert "this command does not use it" in capsys.readouterr().err
   assert main(["info"]) == 2
