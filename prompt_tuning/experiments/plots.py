@@ -154,27 +154,31 @@ def ensembles(rows: Sequence[Row]) -> Any:
 
 
 def domain_shift(rows: Sequence[Row], *, overlay: bool = False) -> Any:
-  """Bars of a method on the task it was trained on and on others; None without others."""
+  """A panel a size: bars of a method on other tasks than it was trained on; None without any."""
   mixtures = series.mixture_runs(rows)
   elsewhere = [row for row in rows if row.get("evaluated_on") and not row.get("ensemble")
                and row["status"] == DONE and row["run"] not in mixtures]
   if not elsewhere:
     return None
   targets = series.distinct(elsewhere, "evaluated_on")
-  figure, (axis,) = _panels(1, (max(5.0, 1.1 * len(targets) + 2), 3.3))
-  kinds: dict[str, list[float]] = {}
-  spreads: dict[str, list[float]] = {}
-  for method in series.distinct(elsewhere, "method"):
-    points = [series.summary(0.0, [row["test"] for row in elsewhere
-                                   if row["method"] == method and row["evaluated_on"] == target]
-                             or [float("nan")]) for target in targets]
-    kinds[method] = [point.mean for point in points]
-    spreads[method] = [point.deviation for point in points]
-  if overlay:
-    for method, values in published.domain_shift(targets).items():
-      kinds[f"{method}, published"] = values
-  _draw_bars(axis, targets, kinds, spreads)
-  _label(axis, "", "", series.metric_of(elsewhere))
+  sizes = series.distinct(elsewhere, "size") or [""]
+  width = max(5.0, 1.1 * len(targets) + 2) if len(sizes) == 1 else 1.1 * len(targets) + 2
+  figure, axes = _panels(len(sizes), (width, 3.3))
+  for axis, size in zip(axes, sizes, strict=True):
+    own = [row for row in elsewhere if row.get("size", "") == size or sizes == [""]]
+    kinds: dict[str, list[float]] = {}
+    spreads: dict[str, list[float]] = {}
+    for method in series.distinct(own, "method"):
+      points = [series.summary(0.0, [row["test"] for row in own
+                                     if row["method"] == method and row["evaluated_on"] == target]
+                               or [float("nan")]) for target in targets]
+      kinds[method.replace("_", " ")] = [point.mean for point in points]
+      spreads[method.replace("_", " ")] = [point.deviation for point in points]
+    if overlay:
+      for method, values in published.domain_shift(targets).items():
+        kinds[f"{method}, published"] = values
+    _draw_bars(axis, targets, kinds, spreads)
+    _label(axis, size if len(sizes) > 1 else "", "", series.metric_of(own))
   return figure
 
 

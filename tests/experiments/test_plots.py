@@ -96,6 +96,14 @@ def test_domain_shift_and_the_published_numbers():
   assert np.allclose(heights, [0.5, 0.7, 0.598, 0.689, 0.607, 0.671])
 
 
+def test_domain_shift_has_a_panel_a_size():
+  rows = [row(size, "prompt", evaluated_on=target, test=value) for size, target, value in (
+    ("a", "", 0.8), ("b", "", 0.8), ("a", "other", 0.5), ("a", "other", 0.7), ("b", "other", 0.9))]
+  found = {axis.get_title(): [round(bar.get_height(), 3) for bar in axis.patches]
+           for axis in plots.domain_shift(rows).axes}
+  assert found == {"a": [0.6], "b": [0.9]}
+
+
 def test_training_curves_are_the_validation_metric():
   rows = [row("a", "prompt", run="r")]
   curves = [{"run": "r", "step": step, "split": split, "metric": metric, "value": 0.1 * step}
