@@ -134,11 +134,13 @@ def test_tasks(capsys, monkeypatch):
   # 8 bytes and the end of the sequence, in multiples of 8.
   assert "TASK_FEATURE_LENGTHS=\"{'inputs': 16, 'targets': 8}\"" in out
   assert main(["tasks", "cli_toy", "--gin.TASK_LABELS={'yes': 'right'}",
-               "--gin.TASK_SPLITS={'validation': 'train[:1]'}"]) == 0
+               "--gin.TASK_SPLITS={'train': 'train[:1]', 'validation': 'train[1:]'}"]) == 0
   out = capsys.readouterr().out
   assert "train 1 targets: right\n" in out and "labels: right, no\n" in out and "validation" in out
   assert main(["tasks", "cli_mixture"]) == 0
   assert "cli_toy  rate 2" in capsys.readouterr().out
+  assert main(["tasks", "cli_mixture", "--gin.TASKLESS=True"]) == 2
+  assert "Settings vary one task, and this is a mixture" in capsys.readouterr().err
 
 
 def test_train(run):
