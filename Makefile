@@ -45,7 +45,7 @@ $(STAMP): requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-# The TPU compiler, which needs no TPU: tests plan with it. 200 MB, so no part of the demo's set-up.
+# The TPU compiler, which needs no TPU: tests plan with it. 137 MB, so no part of the demo's set-up.
 $(TPU_STAMP): $(STAMP) requirements-tpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tpu.txt
 	@touch $@

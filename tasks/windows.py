@@ -83,9 +83,13 @@ def of_windows(source: Any) -> bool:
 def firsts(groups: Sequence[str | None]) -> list[int]:
   """The first row of every group; a row without one by itself."""
   found: dict[Any, int] = {}
-  for row, group in enumerate(groups):
-    found.setdefault(("row", row) if group is None else group, row)
+  for row, key in enumerate(_keys(groups)):
+    found.setdefault(key, row)
   return list(found.values())
+
+
+def _keys(groups: Sequence[str | None]) -> list[Any]:
+  return [("row", row) if group is None else group for row, group in enumerate(groups)]
 
 
 def best(groups: Sequence[str | None], scores: Sequence[float]) -> list[int]:
@@ -96,7 +100,7 @@ def best(groups: Sequence[str | None], scores: Sequence[float]) -> list[int]:
     scores: log-likelihood of the answer that the model gave in each.
   """
   chosen: dict[Any, int] = {}
-  keys = [("row", row) if group is None else group for row, group in enumerate(groups)]
+  keys = _keys(groups)
   for row, key in enumerate(keys):
     if key not in chosen or scores[row] > scores[chosen[key]]:
       chosen[key] = row

@@ -139,7 +139,7 @@ def matches(path: str) -> bool:
 
 FORMAT = Format(name="hf", title="Hugging Face", matches=matches, open=HFReader,
                 write=hf_export.write, stacked=False, full_config=True,
-                files=r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+                files=hf_export.FILES)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 
 SHARD_BYTES = 5 * 10**9
+# Names of what is written.
+FILES = r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
 def write(path: str, source: Reader, *, config: T5Config, metadata: Mapping[str, Any],
@@ -94,8 +96,7 @@ def _check_folder(path: pathlib.Path) -> None:
     raise UserError("A Hugging Face checkpoint is a folder", found=f"{path} (a file)",
                     wanted="a folder that is new, or holds a checkpoint", fix="give another path")
   others = [name for name in (os.listdir(path) if path.is_dir() else [])
-            if name != hf_files.CONFIG and not re.fullmatch(
-              r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)]
+            if not re.fullmatch(FILES, name)]
   if others:
     raise UserError("The folder holds other things, which would be lost",
                     found=f"{path}: {sorted(others)[:4]}", wanted="a new folder",

@@ -60,7 +60,7 @@ class Records:
       return None
     record = json.loads(path.read_text(encoding="utf-8"))
     command = _command(self._grid, cell)
-    same = _elsewhere(record["command"], cell) == _elsewhere(command, cell)
+    same = _without_root(record["command"], cell) == _without_root(command, cell)
     if record["status"] == DONE and not same:
       raise UserError(f"The finished run {cell.name} had other settings",
                       found=record["command"], wanted=command,
@@ -152,7 +152,7 @@ def commit() -> str:
     return ""
 
 
-def _elsewhere(command: str, cell: Cell) -> str:
+def _without_root(command: str, cell: Cell) -> str:
   """A run's command without its SWEEP_DIR, which may have been another machine's."""
   words = shlex.split(command)
   root = words[-1].partition("=")[2].strip('"').removesuffix(cell.name)

@@ -62,7 +62,7 @@ def build(grid: Grid, cell: Cell) -> Settings:
   return config.build(EvalConfig)
 
 
-def _elsewhere(grid: Grid, cell: Cell, task: str) -> EvalConfig:
+def _on_another_task(grid: Grid, cell: Cell, task: str) -> EvalConfig:
   """An evaluation of the plain model on another task than the cell's own."""
   flags = (*cell.flags, f"--gin.MIXTURE_OR_TASK_NAME={task}", "--gin.TASK_SOURCE=None",
            *grid.flags_on(task))
@@ -117,7 +117,7 @@ def _evaluated(grid: Grid, cell: Cell, settings: EvalConfig) -> dict[str, Any]:
   rows: list[Row] = []
   curve: list[Row] = []
   for task in (None, *grid.also_on):
-    one = settings if task is None else _elsewhere(grid, cell, task)
+    one = settings if task is None else _on_another_task(grid, cell, task)
     parts = eval_mixture.parts(one)
     for name, part, report in zip(_names(task, parts), parts, evaluate_runs(parts), strict=True):
       rows.append({"evaluated_on": name, **_numbers(grid, cell, name, report)})

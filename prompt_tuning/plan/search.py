@@ -107,6 +107,13 @@ def _layouts(config: PlanConfig, topology: Topology, pieces: int) -> Iterable[La
 def _of_layout(config: PlanConfig, kind: str, topology: Topology, cache: pathlib.Path | None,
                limit: float) -> list[Row]:
   """Rows of one layout, up to the first recomputation that fits."""
+  # Flax numbers modules within a process, and takes two of one number for the same: a method that
+  # came from another process must not keep its own.
+  prompt = config.model.prompt
+  if prompt is not None:
+    parts = {name: part.clone() for name, part in getattr(prompt, "parts", {}).items()}
+    prompt = prompt.clone(**({"parts": parts} if parts else {}))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, prompt=prompt))
   rows: list[Row] = []
   for remat in REMATS if kind == "train" else (config.model.backbone.remat,):
     rows.append(compile_row(config.replace(remat=remat), kind, topology, cache))
