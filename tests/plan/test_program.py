@@ -58,19 +58,18 @@ def test_every_size_with_every_method_can_be_laid_out(size):
   for method in METHODS:
     plan = planned(size, method, bindings=GIVEN.get(method, []) + (
       ["TRAINABLE = ('encoder/.*',)"] if method == "prompts/none.gin" else []))
-    if method in ("prompts/soft.gin", "prompts/none.gin"):
-      partitioner.layout.check(plan.model.backbone, plan.batch_size)
-      state, frozen, batch = program.train_shapes(plan, partitioner)
-      here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                 for leaf in jax.tree.leaves(frozen))
-      # All but vectors and position biases lies on one of four devices.
-      assert trees.num_bytes(frozen) / 4 <= here <= 1.01 * trees.num_bytes(frozen) / 4
-      assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in batch.values()} == {4}
-      if method == "prompts/soft.gin":
-        prompt = state.trainable["prompt"]["embedding"]
-        assert prompt.sharding.is_fully_replicated and prompt.shape[0] == 100
-    else:
-      assert plan.model.prompt is not None
+    partitioner.layout.check(plan.model.backbone, plan.batch_size)
+    state, frozen, batch = program.train_shapes(plan, partitioner)
+    here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(frozen))
+    # All but vectors and position biases lies on one of four devices.
+    assert trees.num_bytes(frozen) / 4 <= here <= 1.01 * trees.num_bytes(frozen) / 4, method
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in batch.values()} == {4}
+    prompt = jax.tree.leaves(state.trainable.get("prompt", {}))
+    assert bool(prompt) == (method != "prompts/none.gin")
+    assert all(leaf.sharding.is_fully_replicated for leaf in prompt)
+    if method == "prompts/soft.gin":
+      assert prompt[0].shape[0] == 100
 
 
 def test_a_step_is_planned_with_what_its_gin_files_say():
