@@ -9,8 +9,8 @@ A method's rate is the one of its three that does best on the validation split w
 to two more where the best is the first or the last. With it the seeds 1 and 2 are run, and the test
 split is evaluated once a seed. E2E with 500 and 50 training rows has E2E's validation rows, and
 takes the rate that was found on them with all rows. A run is a folder; finished runs are not
-repeated, a stopped one resumes. What a cell found stays in `benchmarks/methods_rows`: delete a file
-there to measure it anew. The table is that of docs/methods.md.
+repeated, a stopped one resumes. What a cell found goes to `--rows`, and a cell that is there is not
+run; `--rows benchmarks/methods_rows --table` prints the numbers of docs/methods.md.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import jax
 from benchmarks import shipped_model
 from prompt_tuning import host_memory, main
 
-ROWS = pathlib.Path(__file__).parent / "methods_rows"
 # `e2e_500` and `e2e_50` are E2E with so many training rows.
 TASKS = ("docstring_library", "e2e", "sst2", "e2e_500", "e2e_50")
 SEEDS = (0, 1, 2)
@@ -56,17 +55,26 @@ METHODS = {
   "model tuning": _method("none", run="runs/model_tune.gin", rates=TUNING_RATES),
   "last decoder layer": _method("none", "--gin.TRAINABLE=('decoder/layers_1/.*',)",
                                 run="runs/model_tune.gin", rates=TUNING_RATES),
+  "embeddings": _method("none", "--gin.TRAINABLE=('token_embedder/.*',)",
+                        run="runs/model_tune.gin", rates=TUNING_RATES),
   "norms only": _method("none", "--gin.TRAINABLE=('.*/scale',)", run="runs/model_tune.gin",
                         rates=TUNING_RATES),
   "soft prompt": _method("soft", LENGTH, VOCABULARY),
   "soft prompt after the input": _method("soft", LENGTH, VOCABULARY,
                                          "--gin.PROMPT_TEMPLATE='{inputs}{prompt}'"),
+  "soft prompt on both sides": _method(
+    "soft", LENGTH, VOCABULARY, "--gin.PROMPT_TEMPLATE='{prompt:10}{inputs}{prompt:10}'"),
   "prefix": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=64",
                     run=ADAMW, rates=WEIGHT_RATES),
   "prefix, no MLP": _method("prefix", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=None",
                             run=ADAMW, rates=WEIGHT_RATES),
   "P-tuning": _method("ptuning", LENGTH, run=ADAMW, rates=WEIGHT_RATES),
+  "P-tuning, MLP": _method("ptuning", LENGTH, "--gin.PROMPT_ENCODER='mlp'", run=ADAMW,
+                           rates=WEIGHT_RATES),
   "deep prompts": _method("deep", LENGTH, VOCABULARY),
+  "deep prompts, added": _method("deep", LENGTH, VOCABULARY, "--gin.DEEP_MODE='add'"),
+  "multitask prompt, one task": _method("multitask", LENGTH, VOCABULARY),
+  "ATTEMPT": _method("attempt", LENGTH, VOCABULARY, run=ADAMW, rates=WEIGHT_RATES),
   "low-rank prompt": _method("low_rank", LENGTH, VOCABULARY),
   "residual prompt": _method("residual", LENGTH, VOCABULARY, run=ADAMW,
                              rates=WEIGHT_RATES),
@@ -85,12 +93,15 @@ def cells() -> Iterator[tuple[str, str]]:
       yield task, method
 
 
-def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> None:
-  """The search, then the seeds; writes `<task>/<method>.json`."""
+def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path,
+             rows: pathlib.Path) -> None:
+  """The search, then the seeds; writes `<rows>/<task>/<method>.json`."""
   flags, rates = (METHODS | ONLY_CLASSES)[method]
-  record = ROWS / task / f"{method.replace(' ', '_')}.json"
+  record = rows / task / f"{method.replace(' ', '_')}.json"
   if record.is_file():
     return
+  if method == "ATTEMPT":
+    flags = [*flags, f"--gin.SOURCE_PROMPTS={_sources(task, out, rows)!r}"]
   if method in ONLY_CLASSES:
     flags = [*flags, f"--gin.CLASS_LABELS={list(LABELS[task])!r}"]
   sizes = _sizes(flags)
@@ -103,7 +114,7 @@ def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> N
     searched[rate] = found["best"][metric]
     return max(searched, key=lambda rate: sign * searched[rate])
 
-  whole = ROWS / task.partition("_")[0] / record.name
+  whole = rows / _data_set(task) / record.name
   if task.startswith("e2e_") and whole.is_file():
     best = json.loads(whole.read_text())["rate"]
   else:
@@ -133,6 +144,15 @@ def run_cell(task: str, method: str, data: pathlib.Path, out: pathlib.Path) -> N
   print(f"{task}, {method}: {[run['metrics'] for run in runs]}", flush=True)
 
 
+def _sources(task: str, out: pathlib.Path, rows: pathlib.Path) -> list[str]:
+  """Runs of the soft prompt on the two other data sets, seed 0."""
+  found = []
+  for other in sorted({_data_set(name) for name in TASKS} - {_data_set(task)}):
+    rate = json.loads((rows / other / "soft_prompt.json").read_text())["rate"]
+    found.append(str(out / other / f"soft prompt-{rate}-0"))
+  return found
+
+
 def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathlib.Path,
            folder: pathlib.Path) -> dict[str, Any]:
   """One `prompt-tuning train`; its summary."""
@@ -151,6 +171,10 @@ def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathli
   if found["interrupted"]:
     raise SystemExit(f"{folder.name} was told to stop; the same command goes on with it")
   return found
+
+
+def _data_set(task: str) -> str:
+  return "e2e" if _is_e2e(task) else task
 
 
 def _is_e2e(task: str) -> bool:
@@ -175,21 +199,21 @@ def _sizes(flags: Sequence[str]) -> dict[str, Any]:
   return json.loads(shown.getvalue())
 
 
-def table() -> None:
+def table(rows: pathlib.Path) -> None:
   """Prints the Markdown table of what is there."""
-  records = [json.loads(path.read_text()) for path in ROWS.glob("*/*.json")]
+  records = [json.loads(path.read_text()) for path in rows.glob("*/*.json")]
   found = {(record["task"], record["method"]): record for record in records}
   tasks = [task for task in TASKS if any(task == known for known, _ in found)]
   print("| method | trained | served bytes | " + " | ".join(
     f"{task} | rate | step" for task in tasks) + " |")
   print("|---" * (3 + 3 * len(tasks)) + "|")
   for method in METHODS | ONLY_CLASSES:
-    rows = {task: found.get((task, method)) for task in tasks}
-    known = next(filter(None, rows.values()), None)
+    row_of = {task: found.get((task, method)) for task in tasks}
+    known = next(filter(None, row_of.values()), None)
     size = f"{known['trained_parameters']:,} | {known['served_bytes']:,}" if known else " | "
     print(f"| {method} | {size} | " + " | ".join(
       f"{_score(row)} | {row['rate']} | {_relative_time(row, found)}" if row else "not run | | "
-      for row in rows.values()) + " |")
+      for row in row_of.values()) + " |")
 
 
 def _relative_time(record: dict[str, Any], found: dict[tuple[str, str], dict[str, Any]]) -> str:
@@ -213,19 +237,22 @@ def run_all() -> None:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("data", type=pathlib.Path, help="what outside_data.py wrote")
   parser.add_argument("out", type=pathlib.Path)
+  parser.add_argument("--rows", type=pathlib.Path,
+                      help="folder of what the cells found; by default OUT/rows")
   parser.add_argument("--only", default="", help="part of `task, method`")
   parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell")
   parser.add_argument("--table", action="store_true", help="print what is there")
   options = parser.parse_args()
+  found = options.rows or options.out / "rows"
   if options.table:
-    table()
+    table(found)
     return
   host_memory.keep_freed_memory()
   index, count = map(int, options.shard.split("/"))
   chosen = [cell for cell in cells() if options.only in ", ".join(cell)]
   for cell in chosen[index::count]:
     (options.out / cell[0]).mkdir(parents=True, exist_ok=True)
-    run_cell(*cell, options.data, options.out)
+    run_cell(*cell, options.data, options.out, found)
 
 
 if __name__ == "__main__":

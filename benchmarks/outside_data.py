@@ -2,6 +2,12 @@
 
   python benchmarks/outside_data.py DATA_DIR OUT_DIR
 
+DATA_DIR holds the files as they are published, each as it is or with `.gz` behind its name:
+
+  glue/SST-2/train.tsv, dev.tsv; glue/RTE/train.tsv, dev.tsv
+  textcls/AGNews/train_subset.csv (or train.csv), test.csv   columns Class Index, Title, Description
+  table2text/e2e/e2e-dataset.zip                             the E2E challenge's
+
 Every data set gets `<name>_train.tsv`, `<name>_valid.tsv` and `<name>_test.tsv`. Choices (the best
 step, rates) are made on `valid`, which comes from the published training rows; `test` holds
 published rows that nothing else sees. Draws are by a fixed seed.
@@ -15,7 +21,8 @@ import json
 import pathlib
 import random
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import TextIO
 
 Rows = list[dict[str, str]]
 
@@ -28,35 +35,32 @@ MOST_TEST_ROWS = 2000
 
 def sst2(data: pathlib.Path) -> dict[str, Rows]:
   """1,000 of the training rows validate; GLUE's development rows test."""
-  def read(lines: Iterable[str]) -> Rows:
-    return [{"sentence": row["sentence"].strip(), "chosen": CHOSEN_WORDS[row["label"]],
-             "label": SENTIMENTS[row["label"]]}
-            for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+  def read(name: str) -> Rows:
+    with _open(data / "glue" / "SST-2" / name) as file:
+      return [{"sentence": row["sentence"].strip(), "chosen": CHOSEN_WORDS[row["label"]],
+               "label": SENTIMENTS[row["label"]]}
+              for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
-  folder = data / "glue" / "SST-2"
-  with gzip.open(folder / "train.tsv.gz", "rt", encoding="utf-8") as file:
-    train = _shuffled(read(file))
-  with open(folder / "dev.tsv", encoding="utf-8") as file:
-    return {"train": train[1000:], "valid": train[:1000], "test": read(file)}
+  train = _shuffled(read("train.tsv"))
+  return {"train": train[1000:], "valid": train[:1000], "test": read("dev.tsv")}
 
 
 def agnews(data: pathlib.Path) -> dict[str, Rows]:
-  """500 of 6,001 training rows validate; 2,000 of the official 7,600 test rows test."""
-  def read(path: pathlib.Path) -> Rows:
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+  """500 of the training rows validate (the subset has 6,001, the published file 120,000); 2,000 of
+  the official 7,600 test rows test."""
+  def read(*names: str) -> Rows:
+    with _open(*(data / "textcls" / "AGNews" / name for name in names)) as file:
       return _shuffled([{"text": _one_line(f"{row['Title']} {row['Description']}"),
                          "label": TOPICS[row["Class Index"]]} for row in csv.DictReader(file)])
 
-  folder = data / "textcls" / "AGNews"
-  train = read(folder / "train_subset.csv.gz")
-  return {"train": train[500:], "valid": train[:500],
-          "test": read(folder / "test.csv.gz")[:MOST_TEST_ROWS]}
+  train = read("train_subset.csv", "train.csv")
+  return {"train": train[500:], "valid": train[:500], "test": read("test.csv")[:MOST_TEST_ROWS]}
 
 
 def rte(data: pathlib.Path) -> dict[str, Rows]:
   """300 of the training rows validate; GLUE's development rows test."""
   def read(name: str) -> Rows:
-    with open(data / "glue" / "RTE" / name, encoding="utf-8") as file:
+    with _open(data / "glue" / "RTE" / name) as file:
       return [{"premise": row["sentence1"], "hypothesis": row["sentence2"],
                "label": "yes" if row["label"] == "entailment" else "no"}
               for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
@@ -102,6 +106,17 @@ def write(data: pathlib.Path, out: pathlib.Path) -> None:
       print(f"{name:8} {split:9} {len(rows):6} rows")
 
 
+def _open(*paths: pathlib.Path) -> TextIO:
+  """The first of the files that is there, as it is or compressed."""
+  for path in paths:
+    if path.is_file():
+      return open(path, encoding="utf-8", newline="")
+    if (packed := path.with_name(path.name + ".gz")).is_file():
+      return gzip.open(packed, "rt", encoding="utf-8", newline="")
+  raise SystemExit(f"no {' or '.join(map(str, paths))}, nor with .gz behind it: "
+                   "DATA_DIR holds what `--help` lists")
+
+
 def _write(path: pathlib.Path, rows: list[Mapping[str, str]]) -> None:
   lines = ["\t".join(rows[0])]
   for row in rows:
@@ -118,7 +133,8 @@ def _shuffled(rows: Rows) -> Rows:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("data", type=pathlib.Path)
   parser.add_argument("out", type=pathlib.Path)
   options = parser.parse_args()

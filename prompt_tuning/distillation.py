@@ -5,9 +5,9 @@ student S on the same frozen backbone the loss of a target token is
 
   cross-entropy + weight (KL(T || S) + mean of (H_T - H_S)^2)
 
-KL compares the distributions of the token; H are the encoder's outputs at the real input tokens,
-and their mean is over rows, tokens and D. (The paper sums where we average, so that a setting keeps
-its meaning with the size of the model and the length of the input.)
+KL compares the distributions of the token; H are the encoder's outputs at the real input tokens of
+its row, and their mean is over tokens and D. (The paper sums where we average, so that a setting
+keeps its meaning with the size of the model and the length of the input.)
 
 Teachers: a bank [N, P', D], row n for the rows of a batch with prompt id n; P' need not be the
 student's P. No gradient reaches them. Cost: a forward pass with P' virtual tokens.
@@ -116,11 +116,12 @@ class Term:
     weights = batch["decoder_loss_weights"]
     log_p, log_q = jax.nn.log_softmax(their_logits), jax.nn.log_softmax(logits)
     divergence = jnp.sum(weights * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
-    is_real = (real != 0)[..., None]
-    apart = jnp.where(is_real, jnp.square(
-      (encoded[:, -real.shape[1]:] - theirs[:, -real.shape[1]:]).astype(jnp.float32)), 0.0)
-    mean = jnp.sum(apart) / jnp.maximum(jnp.sum(is_real) * apart.shape[-1], 1)
-    return logits, self.weight * (divergence + jnp.sum(weights) * mean)
+    is_real = real != 0
+    apart = jnp.mean(jnp.square(
+      (encoded[:, -real.shape[1]:] - theirs[:, -real.shape[1]:]).astype(jnp.float32)), axis=-1)
+    # A mean a row: one over all rows would be another loss in microbatches.
+    means = jnp.sum(apart * is_real, axis=1) / jnp.maximum(jnp.sum(is_real, axis=1), 1)
+    return logits, self.weight * (divergence + jnp.sum(jnp.sum(weights, axis=1) * means))
 
 
 def _both(model: PromptedT5, params: Any, tokens: Array, batch: Mapping[str, Array],

@@ -37,17 +37,19 @@ def files(tmp_path_factory):
 def in_numpy(student, teacher, given, data):
   """The term, row by row and token by token."""
   (encoded, logits), (theirs, their_logits) = (map(np.asarray, each) for each in (student, teacher))
-  divergence, squares = 0.0, []
+  total = 0.0
   for row in range(len(logits)):
+    squares = []
     for position, weight in enumerate(data["decoder_loss_weights"][row]):
       p, q = (np.exp(x[row, position].astype(np.float64)) for x in (their_logits, logits))
       p, q = p / p.sum(), q / q.sum()
-      divergence += weight * np.sum(p * np.log(p / q))
+      total += weight * np.sum(p * np.log(p / q))
     for position, token in enumerate(given[row]):
       if token != 0:
         apart = encoded[row, LENGTH + position] - theirs[row, TEACHER_LENGTH + position]
         squares.append(apart**2)
-  return WEIGHT * (divergence / data["decoder_loss_weights"].sum() + np.mean(squares))
+    total += data["decoder_loss_weights"][row].sum() * np.mean(squares)
+  return WEIGHT * total / data["decoder_loss_weights"].sum()
 
 
 def test_the_term_equals_numpy_and_moves_the_students_alone(files):
@@ -73,10 +75,14 @@ def test_the_term_equals_numpy_and_moves_the_students_alone(files):
   trainable, frozen = split.split(jax.tree.map(jnp.asarray, params))
   transformation = optimizer.build(trainable)
   steps = {}
-  for name, term in (("taught", distillation.term(model, bank)), ("alone", None)):
-    step = jax.jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0, term))
+  for name, term, pieces in (("taught", distillation.term(model, bank), 1),
+                             ("in pieces", distillation.term(model, bank), len(given)),
+                             ("alone", None, 1)):
+    step = jax.jit(make_train_step(model, split, optimizer, transformation,
+                                   LossConfig(num_microbatches=pieces), 0, term))
     steps[name] = step(new_state(trainable, transformation), frozen, data)
   (taught, metrics), (alone, plain) = steps["taught"], steps["alone"]
+  np.testing.assert_allclose(steps["in pieces"][1]["term"], wanted, rtol=1e-5)
   np.testing.assert_allclose(metrics["term"], wanted, rtol=1e-5)
   np.testing.assert_allclose(metrics["loss"], plain["loss"], rtol=1e-6)
   assert "term" not in plain
