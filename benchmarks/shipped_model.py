@@ -50,9 +50,13 @@ DOCSTRINGS = {
 }
 PROMPT = ["--gin_file=prompts/soft.gin", "--gin_file=inits/sampled_vocab.gin",
           "--gin.PROMPT_LENGTH=20", "--gin.LEARNING_RATE=0.1"]
+PREFIX = ["--gin_file=prompts/prefix.gin", "--gin.PROMPT_LENGTH=10", "--gin.PREFIX_HIDDEN=64",
+          "--gin.LEARNING_RATE=0.003"]
 METHODS = {
   "prompt": PROMPT,
   "prompt, random backbone": PROMPT,
+  "prefix": PREFIX,
+  "prefix, random backbone": PREFIX,
   "model tuning": ["--gin_file=prompts/none.gin", "--gin_file=runs/model_tune.gin",
                    "--gin.LEARNING_RATE=0.01"],
 }
@@ -136,6 +140,8 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
 def _run_flags(dataset: str, method: str) -> list[str]:
   if method == "model tuning":
     return SHORT_RUN
+  if method.startswith("prefix"):
+    return ["--gin_file=runs/adamw_tune.gin", *SHORT_RUN]
   return PROMPT_RUN.get(dataset, ["--gin_file=runs/prompt_tune.gin", *SHORT_RUN])
 
 
