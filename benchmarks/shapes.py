@@ -12,7 +12,8 @@ Letters are those of `prompt_tuning.interfaces`; J = H * K. A product of [m, k] 
 
 A backward pass repeats each product once a factor that needs a gradient: activations do, and in
 attention both factors are activations. So model tuning takes 3 forward passes; prompt tuning, with
-its frozen kernels, 2 and once more attention's products.
+its frozen kernels, 2 and once more attention's products. (Model tuning's lacks a product with ones,
+2 B H L (S^2 + U^2), that sums the gradient of the relative positions' bias over rows.)
 """
 
 import dataclasses

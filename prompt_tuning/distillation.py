@@ -14,6 +14,7 @@ student's P. No gradient reaches them. Cost: a forward pass with P' virtual toke
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -122,6 +123,11 @@ class Term:
     # A mean a row: one over all rows would be another loss in microbatches.
     means = jnp.sum(apart * is_real, axis=1) / jnp.maximum(jnp.sum(is_real, axis=1), 1)
     return logits, self.weight * (divergence + jnp.sum(jnp.sum(weights, axis=1) * means))
+
+
+def fingerprint(bank: np.ndarray) -> str:
+  """16 hex digits over the teachers' vectors."""
+  return hashlib.sha256(np.asarray(bank, np.float32).tobytes()).hexdigest()[:16]
 
 
 def _both(model: PromptedT5, params: Any, tokens: Array, batch: Mapping[str, Array],

@@ -92,7 +92,7 @@ class Evaluator:
     self._lengths = dict(task.feature_lengths)
     self._leading_sentinel = task.leading_sentinel
     setup = set_up(task, model.vocabulary)
-    self._spec = setup.spec
+    self._setup, self._spec = setup, setup.spec
     tasks = list(setup.parts.values())
     for each in tasks:
       if settings.split not in each.splits:
@@ -112,6 +112,17 @@ class Evaluator:
     self._labels = self._label_ids() if self.method == "rank" else None
     if self.method != "loss":
       self._check_targets()
+    self.check_prompt(model.prompt)
+
+  def check_prompt(self, prompt: Any) -> None:
+    """Whether a method, or None, can write the targets.
+
+    Raises:
+      UserError: it cannot.
+    """
+    caches = {each.name: cache for each, cache in zip(self._tasks, self._caches, strict=True)}
+    self._setup.check_prompt(prompt, caches, self._tokenizer,
+                             leading_sentinel=self._leading_sentinel)
 
   @property
   def of_windows(self) -> bool:

@@ -206,6 +206,7 @@ class _Answers:
     names = [name for name in bank.tasks if name not in (EXPERT, ANTI_EXPERT)]
     tasks = found.tasks or names[:1] * len(found.ids)
     labels = {name: self._labels_of(name) for name in names}
+    self._check_prompts(bank, labels)
     ids = {name: examples.label_ids(own, tokenizer, config.task.leading_sentinel)
            for name, own in labels.items() if own}
     self.labels = [labels[name] for name in tasks]
@@ -221,6 +222,16 @@ class _Answers:
     joined = {len(rows[0].prompts) for rows in self.rows} - {1}
     if joined and self.steering is None:
       self.steering = steering.Mean(max(joined))
+
+  def _check_prompts(self, bank: Bank, labels: Mapping[str, Sequence[str] | None]) -> None:
+    """Every prompt can write the labels that it is to choose among."""
+    for name, own in labels.items():
+      for group, row in bank.tasks[name] if own else ():
+        method = bank.groups[group].prompts[row].method
+        if method is not None:
+          targets = [(text, self._tokenizer.encode(text)) for text in own]
+          method.check_task(name or "LABELS", targets,
+                            leading_sentinel=self._config.task.leading_sentinel)
 
   def _labels_of(self, name: str) -> Sequence[str] | None:
     labels = self._config.labels

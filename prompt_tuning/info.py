@@ -1,6 +1,6 @@
 """How large a model is and how much of it is trained, from shapes alone: no weights, no task.
 
-  frozen     backbone parameters that are not trained, in FROZEN_DTYPE
+  frozen     backbone parameters that are not trained, in FROZEN_DTYPE, and a prompt's constants
   trained    the prompt, and what TRAINABLE matches, in float32
   optimizer  the optimizer's state for what is trained
   served     what one more task needs beside the shared backbone: the prompt's served form and the

@@ -187,28 +187,39 @@ class RMSNorm(nn.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rms_norm(x: Array, scale: Array, epsilon: float, dtype: Any) -> Array:
   """The backward pass keeps `x`, which the residual stream holds anyway, and a number a row."""
-  return _rms_norm_forward(x, scale, epsilon, dtype)[0]
+  return _normed(x, scale, epsilon, dtype)[0]
 
 
-def _rms_norm_forward(x: Array, scale: Array, epsilon: float, dtype: Any) -> tuple[Array, tuple]:
+def _normed(x: Array, scale: Array, epsilon: float, dtype: Any) -> tuple[Array, Array]:
+  """What `_rms_norm` returns, and the inverse of each row's root mean square."""
   # The mean of squares overflows half precision and loses digits in bfloat16.
   wide = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + epsilon)
   # Rounded before the scale, as in T5X: in bfloat16 the order shows.
   y = (wide * inverse).astype(dtype)
-  return y * _over_last_axis(scale.astype(dtype), y.ndim), (x, scale, inverse)
+  return y * _over_last_axis(scale.astype(dtype), y.ndim), inverse
 
 
-def _rms_norm_backward(epsilon: float, dtype: Any, saved: tuple, grad: Array) -> tuple:
-  x, scale, inverse = saved
+def _rms_norm_forward(x: Any, scale: Any, epsilon: float, dtype: Any) -> tuple[Array, tuple]:
+  y, inverse = _normed(x.value, scale.value, epsilon, dtype)
+  # Residuals are arrays: that the scale is trained is told by there being something, not None.
+  return y, (x.value, scale.value, inverse, () if scale.perturbed else None)
+
+
+def _rms_norm_backward(epsilon: float, dtype: Any, saved: tuple, grad: Any) -> tuple:
+  if isinstance(grad, jax.custom_derivatives.SymbolicZero):
+    return None, None
+  x, scale, inverse, trained = saved
   normed = x.astype(jnp.float32) * inverse
   scaled = grad.astype(jnp.float32) * _over_last_axis(scale.astype(jnp.float32), grad.ndim)
   of_x = inverse * (scaled - normed * jnp.mean(scaled * normed, -1, keepdims=True))
+  if trained is None:
+    return of_x.astype(x.dtype), None
   of_scale = jnp.sum(grad * normed.astype(dtype), range(grad.ndim - 1), dtype=jnp.float32)
   return of_x.astype(x.dtype), of_scale.astype(scale.dtype)
 
 
-_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward, symbolic_zeros=True)
 
 
 class Embed(nn.Module):

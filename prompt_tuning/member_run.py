@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning import trees
 from prompt_tuning.evaluate import Result
 from prompt_tuning.members import (
   Member,
+  check_different,
   choose,
   make_members_step,
   mean_and_deviation,
@@ -49,6 +51,7 @@ class _OwnRows:
   def __init__(self, parts: Sequence[Any]):
     self._parts = parts
     self.report, self.reports = parts[0].report, parts[0].reports
+    self.caches = parts[0].caches
     self.steps_per_epoch = parts[0].steps_per_epoch
     self.examples_per_epoch = parts[0].examples_per_epoch
 
@@ -90,6 +93,9 @@ class MembersTrainer(Trainer):
       self._model(each).check_prompt_start()
 
   def _batches(self, setup: TaskSetup) -> Any:
+    # Without an order and noise of its own a member's rows are those of all.
+    self._rows_differ = self.config.members.own_rows and (
+      self.config.task.shuffle or bool(setup.stochastic))
     if not self.config.members.own_rows:
       return super()._batches(setup)
     return _OwnRows([self._train_data(setup, each.seed) for each in self.members])
@@ -102,7 +108,13 @@ class MembersTrainer(Trainer):
     return len(self.members) * super()._tokens_per_step()
 
   def _start_prompt(self, backbone: Mapping[str, Any]) -> dict[str, Any]:
-    return stack([self._model(each).start_prompt(backbone, each.seed) for each in self.members])
+    starts = [self._model(each).start_prompt(backbone, each.seed) for each in self.members]
+    check_different(self.members, starts,
+                    seeds_matter=self._rows_differ or self.module.has_dropout)
+    # What is frozen is one for all.
+    constants = {path: leaf for path, leaf in trees.flatten(starts[0]).items()
+                 if trees.is_constant(path)}
+    return trees.join(stack(starts), trees.unflatten(constants))
 
   def _new_state(self, trainable: Any) -> TrainState:
     return new_members_state(trainable, self.config.optimizer)

@@ -14,12 +14,14 @@ would be.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from prompt_tuning.errors import UserError
@@ -146,6 +148,33 @@ class Members:
     # gin gives lists, and whole numbers where there are no digits behind the point.
     object.__setattr__(self, field,
                        tuple(map(float, values)) if field == "learning_rates" else values)
+
+
+def check_different(members: Sequence[Member], starts: Sequence[Any], *,
+                    seeds_matter: bool) -> None:
+  """Whether something tells every two prompts apart, once it is known where they start.
+
+  Args:
+    starts: each member's parameters.
+    seeds_matter: after the start too: rows of their own, or dropout.
+
+  Raises:
+    UserError: two of them would be the same at every step.
+  """
+  seen: dict[Any, int] = {}
+  for i, (member, start) in enumerate(zip(members, starts, strict=True)):
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(start):
+      digest.update(np.asarray(leaf).tobytes())
+    key = member.learning_rate, member.seed if seeds_matter else None, digest.digest()
+    first = seen.setdefault(key, i)
+    if first != i:
+      raise UserError(
+        "Two prompts would stay the same",
+        found=f"prompts {first} and {i}, of seeds {members[first].seed} and {member.seed}, start "
+        f"alike, with one rate ({member.learning_rate}) and nothing that their seeds change",
+        wanted="another start or rate for each, or rows or dropout of its seed",
+        fix="--gin.OWN_ROWS=True, or DROPOUT_RATE, or other PROMPT_INITS or LEARNING_RATES")
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -131,6 +131,8 @@ def evaluate_mixed(config: MixedEvalConfig) -> MixedReport:
       raise UserError(f"Task {name!r} has an answer a window, not a question",
                       found="QA_WINDOW with --prompt", wanted="whole contexts",
                       fix="evaluate it alone, or leave QA_WINDOW out")
+    for group, row in bank.tasks[name]:
+      evaluator.check_prompt(bank.groups[group].prompts[row].method)
   server = Server(bank=bank, params=bank.load(config.seed, partitioner),
                   lengths=config.task.feature_lengths,
                   batch_size=config.eval_settings.batch_size, partitioner=partitioner)

@@ -25,7 +25,6 @@ import optax
 from jax import Array
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.trees import CONSTANT
 
 
 def _check(owner: object, name: str, valid: Callable[[Any], bool], wanted: str) -> None:
@@ -183,11 +182,6 @@ class Optimizer:
                         wanted="float32: small updates vanish in fewer bits",
                         fix="set param_dtype to float32 for what is trained")
     transformation = self._transformation(trainable)
-    constant = jax.tree.map_with_path(
-      lambda path, _: _name(path).rsplit("/", 1)[-1].startswith(CONSTANT), trainable)
-    if any(jax.tree.leaves(constant)):
-      # After the update is made: a constant has no gradient, but weight decay would shrink it.
-      transformation = optax.chain(transformation, optax.masked(optax.set_to_zero(), constant))
     if self.clip_norm is None:
       return transformation
     return optax.chain(optax.clip_by_global_norm(self.clip_norm), transformation)

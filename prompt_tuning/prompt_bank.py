@@ -30,7 +30,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID, T5Config
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.placement import PLAIN, Placement
-from prompt_tuning.prompted import PromptedT5
+from prompt_tuning.prompted import PromptedT5, one_of_bank
 from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_config import RANDOM, ModelConfig
@@ -230,9 +230,7 @@ def _read(config: ModelConfig, name: str, source: str,
     return Prompt(name, source, None, {}, placement, True, backbone, random_seed)
   method, params = own.prompt, own.load_prompt(trained.prompt_file)
   if method.num_prompts > 1:
-    row = trained.prompt_id(name)
-    params = jax.tree.map(lambda leaf: leaf[row], params)
-    method = method.clone(num_prompts=1)
+    method, params = one_of_bank(own.module(), trained.prompt_id(name), params)
   return Prompt(name, source, method, params, placement, own.module().prompt_in_front, backbone,
                 random_seed)
 

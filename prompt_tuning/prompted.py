@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import KeyValues, PromptContext, PromptValues, T5Config
 from prompt_tuning.prompts.initializers import Sources
@@ -40,6 +41,12 @@ class PromptedT5(nn.Module):
   @property
   def num_virtual_tokens(self) -> int:
     return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+
+  @property
+  def has_dropout(self) -> bool:
+    """Whether training draws what it drops."""
+    return self.backbone.config.dropout_rate > 0 or (
+      self.prompt is not None and self.prompt.has_dropout)
 
   def prompt_values(self, tokens: Array, prompt_ids: Array | None = None,
                     enable_dropout: bool = False) -> PromptValues:
@@ -198,6 +205,25 @@ def init_prompt(key: Array, model: PromptedT5, sources: Sources) -> dict:
                     wanted=f"D = {sources.embedding.shape[1]}",
                     fix="use one models/*.gin file for both")
   return model.prompt.initial_params(key, params, sources)
+
+
+def one_of_bank(model: PromptedT5, row: int, prompt: dict) -> tuple[Any, dict]:
+  """One prompt of a bank: the method of one, and its parameters.
+
+  Args:
+    row: n, which prompt.
+    prompt: the bank's tree `prompt/...`; leaves without its axis serve all prompts.
+  """
+  method = model.prompt.of_one()
+  axes = trees.flatten(logical_axes(model)["prompt"])
+  shapes = trees.flatten(abstract_params(model.clone(prompt=method))["prompt"])
+
+  def own(path: str, leaf: Array) -> Array:
+    if "prompt_bank" not in axes[path]:
+      return leaf
+    return jnp.take(leaf, row, axis=axes[path].index("prompt_bank")).reshape(shapes[path].shape)
+
+  return method, trees.map_with_path(own, prompt)
 
 
 @functools.lru_cache(maxsize=4)

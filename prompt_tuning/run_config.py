@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import hosts, placement, quantization, trees
-from prompt_tuning.checkpoints import loading, method_files
+from prompt_tuning.checkpoints import hf_files, hub, loading, method_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
@@ -109,8 +109,20 @@ class ModelConfig:
     return {name: i for i, name in enumerate(tasks)}
 
   def tokenizer(self) -> vocabularies.Tokenizer:
-    """The vocabulary, checked against the size of the embedding table."""
-    tokenizer = vocabularies.load_light(self.vocabulary)
+    """The vocabulary, checked against the size of the embedding table.
+
+    Raises:
+      UserError: it cannot be loaded, or has more ids than the table has rows.
+    """
+    try:
+      tokenizer = vocabularies.load_light(self.vocabulary)
+    except UserError as error:
+      file = (hub.cached_file(self.initial_checkpoint_path, hf_files.PIECES)
+              if self.vocabulary in vocabularies.NOT_SHIPPED else None)
+      if file is None:
+        raise
+      raise UserError(error.what, found=f"{error.found}; INITIAL_CHECKPOINT_PATH has {file}",
+                      wanted=error.wanted, fix=f"--gin.VOCABULARY={file}") from error
     if tokenizer.vocab_size > self.backbone.vocab_size:
       raise UserError("The vocabulary does not fit the embedding table",
                       found=f"{tokenizer.vocab_size} ids in {self.vocabulary!r}",

@@ -32,12 +32,14 @@ from prompt_tuning.checkpoints import method_files
 from prompt_tuning.disk import check_local, report_full, write_text
 from prompt_tuning.errors import UserError
 
-# Settings that a resumed run may change: they move no number that is already computed.
+# Settings that a resumed run may change: they move no number that is already computed. What is said
+# of the backbone holds for the copies of its settings that prompts have too.
 MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
               "export_dtype", "eval_settings.batch_size", "task.cache_dir", "task.variant.data_dir",
               "model.layout", "model.backbone.remat")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
+_COPY = re.compile(r"model\.prompt\.(?:parts\.[^.]+\.)*config\.")
 # Of all prompts, and of one of many.
 _TRAIN = re.compile(r"train(/\d+)?")
 
@@ -70,9 +72,16 @@ class RunDir:
     stored = self.path / "settings.json"
     # A run that stopped before its first number has nothing to protect.
     if stored.is_file() and (self.path / "metrics.csv").exists():
-      old = json.loads(stored.read_text())
+      old, new = json.loads(stored.read_text()), _jsonable(settings)
       old.pop("corpus", None)
-      _check_same(old, _jsonable(settings), self.path, self._may_change)
+      now = new.pop("teachers", None)
+      # Runs of before it was recorded go on.
+      before = old.pop("teachers", now)
+      _check_same(old, new, self.path, self._may_change)
+      if before != now:
+        raise UserError("The teachers of the run in MODEL_DIR have changed",
+                        found=f"{self.path}: fingerprint {now}", wanted=f"fingerprint {before}",
+                        fix="bring the old TEACHER_PROMPTS back, or give a new --gin.MODEL_DIR")
     elif not stored.is_file() and self.path.is_dir() and any(
         not path.match("settings.*.partial.json") for path in self.path.iterdir()):
       raise UserError("MODEL_DIR holds something that is not a run", found=str(self.path),
@@ -82,7 +91,7 @@ class RunDir:
     """Makes the folder this run's, or checks that it already is.
 
     Args:
-      settings: of the run (`describe`).
+      settings: of the run (`describe`); `teachers` is a fingerprint of what is read besides.
       corpus: fingerprint of its data.
 
     Raises:
@@ -282,7 +291,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Pa
   before, now = _leaves(old), _leaves(new)
   changed = [f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
              for key in sorted(before.keys() | now.keys())
-             if key not in may_change and before.get(key) != now.get(key)]
+             if _COPY.sub("model.backbone.", key) not in may_change
+             and before.get(key) != now.get(key)]
   if changed:
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     raise UserError("MODEL_DIR holds another run",

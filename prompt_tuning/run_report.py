@@ -33,6 +33,11 @@ def started(summary: Mapping[str, Any]) -> None:
     table.add_row(name, f"{size['parameters']:,}", show_bytes(size["bytes"]), escape(note))
   console = Console()
   console.print(table)
+  for stack in summary["trained"]["sliced_stacks"]:
+    console.print(f"TRAINABLE takes some layers of the {stack}, which is scanned: a step computes "
+                  "the weight gradients of all its layers. With SCAN_LAYERS=False and patterns "
+                  f"such as '{stack}/layers_0/.*' it computes no others.", highlight=False,
+                  markup=False)
   data = summary["data"]
   console.print(f"{data['rows']:,} training rows, {data['epochs']:.2f} epochs", highlight=False)
   for task, splits in data["by_task"].items():

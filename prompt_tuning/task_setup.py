@@ -2,14 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.tasks import registry, table
+from prompt_tuning.tasks import registry, table, vocabularies
 from prompt_tuning.tasks.few_shot import Room
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
+from prompt_tuning.token_cache import TokenCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,24 @@ class TaskSetup:
   def spec(self) -> TaskSpec | None:
     """The row of a single task of ours."""
     return next(iter(self.rows.values())) if len(self.rows) == 1 else None
+
+  def check_prompt(self, prompt: Any, caches: Mapping[str, TokenCache],
+                   tokenizer: vocabularies.Tokenizer, *, leading_sentinel: bool,
+                   label_smoothing: float = 0.0) -> None:
+    """Whether a method can write the targets of every part.
+
+    Args:
+      prompt: a `PromptMethod`, or None.
+      caches: the rows of each part.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if prompt is None:
+      return
+    for name, known_as in self.names.items():
+      prompt.check_task(known_as, _targets(self.rows[name], caches[name], tokenizer),
+                        leading_sentinel=leading_sentinel, label_smoothing=label_smoothing)
 
 
 def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
@@ -87,3 +106,18 @@ def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec,
   parts = {name: own.get(name) or table.spec(name) for name in rates}
   return config.variant.apply(row, parts, Room(vocabulary=vocabulary,
                                                length=config.feature_lengths["inputs"]))
+
+
+def _targets(row: TaskSpec | None, cache: TokenCache,
+             tokenizer: vocabularies.Tokenizer) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """The labels, or the different targets that the rows have: text and ids without their end."""
+  if row is not None and row.labels is not None:
+    yield from ((label, tuple(tokenizer.encode(label))) for label in row.labels)
+    return
+  seen = set()
+  for i in range(len(cache)):
+    ids = tuple(cache.ids("targets", i).tolist())
+    if ids not in seen:
+      seen.add(ids)
+      own = ids[:-1] if ids[-1:] == (tokenizer.eos_id,) else ids
+      yield tokenizer.decode(own), own

@@ -25,6 +25,7 @@ class TrainConfig:
     eval_period: EVAL_PERIOD, steps between evaluations; each one also saves.
     log_period: steps between lines of metrics.csv.
     seed: RANDOM_SEED: of the data's order, and of all that has no seed of its own.
+    loss: z-loss, label smoothing, and NUM_MICROBATCHES.
     prompt_seed: PROMPT_SEED, of where the prompt starts and of dropout; None: `seed`.
     members: several prompts in this one run; None: one.
     distillation: prompts that teach this run's; None: none.
@@ -60,6 +61,13 @@ class TrainConfig:
         raise UserError(f"TrainConfig.{name} is not a count", found=repr(value),
                         wanted="a whole number, 1 or more",
                         fix=f"--gin.{name.upper()}=100")
+    pieces = self.loss.num_microbatches
+    if self.batch_size % pieces:
+      raise UserError("BATCH_SIZE cannot be split into microbatches",
+                      found=f"BATCH_SIZE = {self.batch_size}, NUM_MICROBATCHES = {pieces}",
+                      wanted=f"a multiple of {pieces}",
+                      fix=f"--gin.BATCH_SIZE={-(-self.batch_size // pieces) * pieces}, or a "
+                      "NUM_MICROBATCHES that divides it")
     if self.patience is not None and self.eval_settings is None:
       raise UserError("Early stopping needs evaluations", found="patience without eval_settings",
                       wanted="both", fix="set eval_settings, or patience = None")
@@ -68,6 +76,10 @@ class TrainConfig:
                       found="TaskConfig.pack = True and ModelConfig.prompt_in_front = True",
                       wanted="virtual tokens placed by their ids",
                       fix="--gin.run_config.ModelConfig.prompt_in_front=False")
+    if self.task.pack and self.model.prompt is not None and self.model.prompt.reads_input:
+      raise UserError("This method reads the input, and packed rows hold several",
+                      found=f"TaskConfig.pack = True and {type(self.model.prompt).__name__}",
+                      wanted="an input a row", fix="leave run_config.TaskConfig.pack out")
     object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
     if self.members is not None and self.members.is_one:
       object.__setattr__(self, "members", None)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import host_memory, hosts, trees
+from prompt_tuning import distillation, host_memory, hosts, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
@@ -133,13 +133,13 @@ class Trainer:
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
     self._check_starts()
     self.dir = RunDir(config.model_dir) if hosts.is_first() else ReadOnlyRunDir(config.model_dir)
-    self.dir.check(describe(config))
+    self.dir.check(self._settings())
     hosts.check_shared(config.model_dir)
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
       config.model, config.task, config.eval_settings, self.prompt_ids, self.partitioner)
     hosts.barrier("checked")  # What one host has found free, another does not write to before.
-    self.dir.claim(describe(config), self.corpus)
+    self.dir.claim(self._settings(), self.corpus)
     self.dir.write_config(operative_config)
     self.checkpoints = TrainedCheckpoints(self.dir.path)
     self.transformation: Any = None
@@ -217,11 +217,21 @@ class Trainer:
       self.config.distillation.check(self.module)
       self.teachers = self.config.distillation.bank(self.config.model.backbone.emb_dim)
 
+  def _settings(self) -> dict[str, Any]:
+    """What a resume must repeat."""
+    if self.config.distillation is None:
+      return describe(self.config)
+    return describe(self.config) | {"teachers": distillation.fingerprint(self.teachers)}
+
   def _data(self) -> Any:
     setup = set_up(self.config.task, self.config.model.vocabulary)
     self.corpus, self.task_names = setup.fingerprint, setup.names
     self.prompt_ids = self.config.model.prompt_ids(setup.order)
-    return self._batches(setup)
+    batches = self._batches(setup)
+    setup.check_prompt(self.config.model.prompt, batches.caches, self.config.model.tokenizer(),
+                       leading_sentinel=self.config.task.leading_sentinel,
+                       label_smoothing=self.config.loss.label_smoothing)
+    return batches
 
   def _batches(self, setup: TaskSetup) -> Any:
     return self._train_data(setup, self.config.seed)
@@ -248,9 +258,11 @@ class Trainer:
     # Scalars too: a checkpoint is restored to the devices that the state is on.
     state = self._new_state(trainable)
     state = hosts.put(state, self.partitioner.state(state, trainable, axes))
+    self.checkpoints.constants = {name: frozen[name] for name in ("prompt",) if name in frozen}
     resumed = self.checkpoints.latest_step()
     if resumed is not None:
       state, counters = self.checkpoints.restore(state)
+      frozen = frozen | self.checkpoints.constants
       self.counters |= counters
       log.info("resuming at step %d", resumed)
     # Numbers after the checkpoint were computed by steps that will be repeated.
@@ -285,7 +297,8 @@ class Trainer:
         "backbone": size if random else nothing,
         "prompt": {"parameters": trees.count(prompt), "bytes": trees.num_bytes(prompt)}},
       "trained": {"parameters": trees.count(trainable), "bytes": trees.num_bytes(trainable),
-                  "share": trees.count(trainable) / (trees.count(trainable) + trees.count(frozen))},
+                  "share": trees.count(trainable) / (trees.count(trainable) + trees.count(frozen)),
+                  "sliced_stacks": self.split.sliced_stacks()},
       "frozen": {"parameters": trees.count(frozen), "bytes": trees.num_bytes(frozen)},
       "backbone": {"from": config.model.initial_checkpoint_path, "fingerprint": fingerprint},
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
@@ -386,9 +399,9 @@ class Trainer:
     if "prompt" in state.trainable:
       self._write_prompt(state.trainable["prompt"])
 
-  def _write_prompt(self, params: Any, folder: str = "") -> None:
+  def _write_prompt(self, trained: Any, folder: str = "") -> None:
     prompt = self.module.prompt
-    params = hosts.fetch(params)
+    params = hosts.fetch(trees.join(trained, self.checkpoints.constants.get("prompt", {})))
     self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(params))),
                           {"method": type(prompt.served()).__name__,
                            "task": self.config.task.name, "prompt_ids": self.prompt_ids}, folder)

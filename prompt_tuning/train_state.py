@@ -53,7 +53,7 @@ class LossConfig:
   """Attributes:
     z_loss: factor of log(Z)^2.
     label_smoothing: share of a target's probability that the other ids get.
-    num_microbatches: pieces a batch is computed in, one after the other.
+    num_microbatches: NUM_MICROBATCHES, pieces a batch is computed in, one after the other.
   """
 
   z_loss: float = 1e-4
@@ -63,7 +63,8 @@ class LossConfig:
   def __post_init__(self):
     if not isinstance(self.num_microbatches, int) or self.num_microbatches < 1:
       raise UserError("LossConfig.num_microbatches is not a count", found=self.num_microbatches,
-                      wanted="a whole number, 1 or more", fix="1 computes the batch in one piece")
+                      wanted="a whole number, 1 or more",
+                      fix="--gin.NUM_MICROBATCHES=1 computes the batch in one piece")
 
 
 def purpose_key(seed: int | Array, purpose: str) -> Array:
@@ -89,8 +90,7 @@ def make_train_step(model: PromptedT5, split: Split, optimizer: Optimizer,
   Metrics are scalars on the device: `loss` (with z-loss, per target token), `z_loss`, `accuracy`
   (of target tokens), `tokens` (real target tokens), `grad_norm`, `learning_rate`.
   """
-  enable_dropout = model.backbone.config.dropout_rate > 0 or (
-    model.prompt is not None and model.prompt.has_dropout)
+  enable_dropout = model.has_dropout
   dropout_key = purpose_key(seed, "dropout")
 
   def loss_sum(trainable: Any, frozen: Any, batch: Batch, key: Array) -> tuple[Array, Metrics]:

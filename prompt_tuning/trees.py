@@ -18,7 +18,7 @@ import numpy as np
 from prompt_tuning.errors import UserError, nearest
 
 Tree = Mapping[str, Any]
-# Leaves whose name starts so belong to what is trained and saved, and no optimizer changes them.
+# A prompt's leaves whose name starts so are saved with it and never trained: they are frozen.
 CONSTANT = "constant_"
 _SLICE = re.compile(r"\[(-?\d*):(-?\d*)\]$")
 
@@ -61,6 +61,16 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> dict[str, 
   return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
 
 
+def join(first: Tree, second: Tree) -> dict[str, Any]:
+  """The leaves of both; of `second` where a path is in both."""
+  return unflatten(flatten(first) | flatten(second))
+
+
+def is_constant(path: str) -> bool:
+  """Whether a leaf of a prompt is never trained."""
+  return path.rpartition("/")[2].startswith(CONSTANT)
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """Which leaves are trained, or which layers of them.
@@ -70,6 +80,10 @@ class Split:
   """
 
   trained: Mapping[str, tuple[int, int] | None]
+
+  def sliced_stacks(self) -> list[str]:
+    """`encoder`, `decoder`: the stacks of which a leaf is trained in some layers only."""
+    return sorted({path.split("/")[1] for path, layers in self.trained.items() if layers})
 
   def split(self, params: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
     """`params` -> (trainable, frozen)."""
@@ -118,14 +132,15 @@ def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/"
   Args:
     params: `{"backbone": ..., "prompt": ...}`, arrays or shapes.
     patterns: regular expressions on paths below `backbone/`.
-    always: prefix of the paths that are trained in any case.
+    always: prefix of the paths that are trained in any case, but for constants.
 
   Raises:
     UserError: a pattern is not a regular expression, matches no leaf, takes layers that do not
       exist, or slices a leaf that is not stacked; or nothing at all is trained.
   """
   flat = flatten(params)
-  trained: dict[str, tuple[int, int] | None] = {p: None for p in flat if p.startswith(always)}
+  trained: dict[str, tuple[int, int] | None] = {
+    p: None for p in flat if p.startswith(always) and not is_constant(p)}
   for pattern in patterns:
     expression, layers = _parse(pattern)
     matches = [p for p in flat if p.startswith("backbone/")

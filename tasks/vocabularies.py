@@ -1,10 +1,11 @@
 """Vocabularies: the shipped one (`tiny`), T5's or any other SentencePiece file, and bytes.
 
 `load` gives the seqio vocabulary that tasks are built with; `load_light` the same ids through the
-sentencepiece package alone, for code that must not import TensorFlow. A SentencePiece file gets
-100 sentinels above its pieces, `<extra_id_0>` being the highest id, as in T5 (32,000 pieces:
-`<extra_id_0>` = 32099). `bytes` is ByT5's: id = byte + 3 and no ids of their own for sentinels,
-which are the last bytes counting down (`<extra_id_0>` = 258).
+sentencepiece package alone, for code that must not import TensorFlow. A SentencePiece file has 100
+sentinels above its pieces, `<extra_id_0>` being the highest id, as in T5 (32,000 pieces:
+`<extra_id_0>` = 32099). They are added to a file without them, such as T5's `cc_all.32000`; mT5's
+file and T5's `cc_all.32000.100extra` end with them, and get none. `bytes` is ByT5's: id = byte + 3
+and no ids of their own for sentinels: they are the last bytes counting down (`<extra_id_0>` = 258).
 """
 
 import functools
@@ -22,6 +23,8 @@ NUM_SENTINELS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 BYTE_OFFSET = 3
 TABLE_MULTIPLE = 128
+# Names in models/*.gin of vocabularies that are not shipped: whose, and a repository with the file.
+NOT_SHIPPED = {"t5": ("T5", "google/t5-v1_1-small"), "mt5": ("mT5", "google/mt5-small")}
 
 
 def path_of(name: str) -> pathlib.Path:
@@ -34,25 +37,34 @@ def path_of(name: str) -> pathlib.Path:
     return pathlib.Path(str(importlib.resources.files("prompt_tuning"))
                         ) / "pretrained" / "tiny" / "sentencepiece.model"
   path = pathlib.Path(name)
-  if not path.is_file():
-    raise UserError(f"no vocabulary {name!r}", found="neither a known name nor a file",
-                    wanted="'tiny', 'bytes', or the path of a SentencePiece model",
-                    fix="T5's own is the file sentencepiece.model or spiece.model of a release")
-  return path
+  if path.is_file():
+    return path
+  if name in NOT_SHIPPED:
+    whose, repository = NOT_SHIPPED[name]
+    raise UserError(f"{whose}'s vocabulary is not shipped", found=f"VOCABULARY = {name!r}",
+                    wanted="the path of its SentencePiece file",
+                    fix=f"`hf download {repository} spiece.model --local-dir .`, then "
+                    "VOCABULARY = 'spiece.model' (docs/checkpoints.md, \"Vocabulary\")")
+  raise UserError(f"no vocabulary {name!r}", found="neither a known name nor a file here",
+                  wanted="'tiny', 'bytes', or the path of a SentencePiece model",
+                  fix="correct the path; docs/checkpoints.md, \"Vocabulary\", says where T5's and "
+                  "mT5's files are")
 
 
 def load(name: str) -> Any:
   """The `seqio.Vocabulary` of `tiny`, `bytes` or the path of a SentencePiece model.
 
   Raises:
-    UserError: there is no such file, or it is not a SentencePiece model with T5's special ids.
+    UserError: there is no such file, it is not a SentencePiece model with T5's special ids, or it
+      holds other sentinels than T5's.
   """
   import seqio
 
   if name == "bytes":
     return seqio.ByteVocabulary()
-  load_light(name)  # its errors are clear, seqio's are not
-  return seqio.SentencePieceVocabulary(str(path_of(name)), extra_ids=NUM_SENTINELS)
+  light = load_light(name)  # its errors are clear, seqio's are not
+  assert isinstance(light, _PieceTokenizer)
+  return seqio.SentencePieceVocabulary(str(path_of(name)), extra_ids=light.num_added)
 
 
 def check_table(name: str, vocab_size: int, rows: int) -> None:
@@ -86,8 +98,12 @@ def fingerprint(name: str) -> str:
 
 
 def fingerprint_of(model: bytes | None) -> str:
-  """As `fingerprint`, of a SentencePiece model's content; None: bytes."""
-  return hashlib.sha256(b"bytes" if model is None else model).hexdigest()[:16]
+  """As `fingerprint`, of a SentencePiece model's content; None: bytes.
+
+  The model without its sentinels, so that both of T5's files are one vocabulary.
+  """
+  content = b"bytes" if model is None else model.replace(_sentinel_pieces(), b"")
+  return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Tokenizer:
@@ -133,11 +149,16 @@ def real_ids(ids: Iterable[int]) -> list[int]:
 
 
 class _PieceTokenizer(Tokenizer):
-  """A SentencePiece model with sentinels above its pieces."""
+  """A SentencePiece model with sentinels above its pieces.
 
-  def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+  Attributes:
+    num_added: how many of them its file lacks.
+  """
+
+  def __init__(self, processor: sentencepiece.SentencePieceProcessor, num_added: int):
     self._processor = processor
     self.vocab_size = processor.get_piece_size()
+    self.num_added = num_added
 
   def encode(self, text: str) -> list[int]:
     return self._processor.encode(text)
@@ -154,17 +175,41 @@ class _PieceTokenizer(Tokenizer):
     return piece.removeprefix("▁") if token >= self.vocab_size - NUM_SENTINELS else piece
 
 
-def _with_sentinels(model: bytes) -> bytes:
-  """A serialised SentencePiece model with the pieces `▁<extra_id_99>` ... `▁<extra_id_0>` added.
+@functools.cache
+def _sentinel_pieces() -> bytes:
+  """`▁<extra_id_99>` ... `▁<extra_id_0>` as a part of a serialised SentencePiece model.
 
   Protocol buffers are merged by joining their bytes, and `pieces` is field 1 of the model. A piece
   is its text (field 1), its score (field 2, a float) and its type (field 3, 4 = user-defined).
   """
+  added = b""
   for number in reversed(range(NUM_SENTINELS)):
     text = f"▁<extra_id_{number}>".encode()
     piece = bytes([0x0A, len(text)]) + text + b"\x15" + bytes(4) + b"\x18\x04"
-    model += bytes([0x0A, len(piece)]) + piece
-  return model
+    added += bytes([0x0A, len(piece)]) + piece
+  return added
+
+
+def _has_sentinels(processor: sentencepiece.SentencePieceProcessor, path: pathlib.Path) -> bool:
+  """Whether a model ends with the sentinels; False: it holds none.
+
+  Raises:
+    UserError: it holds only some, or has them elsewhere or in another order.
+  """
+  size = processor.get_piece_size()
+  names = [f"<extra_id_{number}>" for number in reversed(range(NUM_SENTINELS))]
+  ending = processor.id_to_piece(list(range(max(size - NUM_SENTINELS, 0), size)))
+  if [piece.removeprefix("▁") for piece in ending] == names:
+    return True
+  ids = {processor.piece_to_id(piece) for name in names for piece in (name, f"▁{name}")}
+  if there := sorted(ids - {processor.unk_id()}):
+    first, last = (f"{processor.id_to_piece(token)} = {token}" for token in (there[0], there[-1]))
+    raise UserError(f"{path} holds other sentinels than T5's",
+                    found=f"{len(there)} of them, {first} to {last}, of {size:,} pieces",
+                    wanted=f"none, or the last {NUM_SENTINELS} pieces {names[0]} ... {names[-1]}",
+                    fix="use the file as it was before sentinels were added: T5's are added when "
+                    "it is loaded")
+  return False
 
 
 class _ByteTokenizer(Tokenizer):
@@ -199,8 +244,9 @@ def load_light(name: str) -> Tokenizer:
   path = path_of(name)
   try:
     model = path.read_bytes()
-    sentencepiece.SentencePieceProcessor(model_proto=model)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=_with_sentinels(model))
+    if not model:
+      raise RuntimeError("it is empty")  # sentencepiece takes that for no model
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
   except (RuntimeError, OSError) as error:
     raise UserError(f"{path} cannot be read as a vocabulary", found=str(error).strip(),
                     wanted="a SentencePiece model", fix="fetch the file again") from error
@@ -209,4 +255,7 @@ def load_light(name: str) -> Tokenizer:
     raise UserError(f"{path} has other special ids than T5",
                     found=f"pad, eos, unk = {ids}", wanted=f"{(PAD_ID, EOS_ID, UNK_ID)}",
                     fix="train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1")
-  return _PieceTokenizer(processor)
+  if _has_sentinels(processor, path):
+    return _PieceTokenizer(processor, num_added=0)
+  processor = sentencepiece.SentencePieceProcessor(model_proto=model + _sentinel_pieces())
+  return _PieceTokenizer(processor, num_added=NUM_SENTINELS)

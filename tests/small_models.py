@@ -6,6 +6,7 @@ import numpy as np
 
 from prompt_tuning import trees
 from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.checkpoints import method_files
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.prompts.soft import SoftPrompt
@@ -46,6 +47,14 @@ def save_prompt(path, seed: int = 0, length: int = PROMPT_LENGTH, width: int = 1
   table = np.random.default_rng(seed).normal(size=(length, width)).astype(np.float32)
   np.save(path, table)
   return table
+
+
+def save_method(path, config: ModelConfig, seed: int = 0) -> None:
+  """Writes random leaves of a method that is more than a table."""
+  random = np.random.default_rng(seed)
+  shapes = trees.flatten(abstract_params(config.module())["prompt"])
+  method_files.write(path, {name: random.normal(size=leaf.shape).astype(np.float32)
+                            for name, leaf in shapes.items()}, {})
 
 
 @functools.cache

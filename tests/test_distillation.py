@@ -8,7 +8,7 @@ from descriptors import CASES, CONFIG, LENGTH, NUM_PROMPTS, forward, random_para
 from test_train_state import training_batch
 
 from prompt_tuning import trees
-from prompt_tuning.distillation import Distillation
+from prompt_tuning.distillation import Distillation, fingerprint
 from prompt_tuning.errors import UserError
 from prompt_tuning.optimizers import Adafactor
 from prompt_tuning.prompted import PromptedT5, add_virtual_tokens
@@ -60,6 +60,7 @@ def test_the_term_equals_numpy_and_moves_the_students_alone(files):
   distillation.check(model)
   bank = distillation.bank(CONFIG.emb_dim)
   np.testing.assert_array_equal(bank, tables)
+  assert fingerprint(bank) == fingerprint(tables) != fingerprint(tables + 1e-6)
 
   given = data["encoder_input_tokens"][:, LENGTH:]
   teacher = PromptedT5(T5(CONFIG), SoftPrompt(CONFIG, TEACHER_LENGTH, num_prompts=NUM_PROMPTS))

@@ -1,6 +1,7 @@
 """Evaluation against loops that run the whole model a row, a label and a token at a time."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.prompted import add_virtual_tokens
 from prompt_tuning.prompts.soft import SoftPrompt
+from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tasks.spec import TaskSpec
@@ -226,6 +228,20 @@ def test_parameters_in_two_parts_give_the_same_result(evaluator, params):
 def test_settings_that_do_not_fit(evaluator, name, settings, message):
   with pytest.raises(UserError, match=message):
     evaluator(name, **settings)
+
+
+@pytest.mark.parametrize("name, settings", [("eval_ranked", {"method": "loss"}),
+                                            ("eval_ranked", {}), ("eval_text", {})])
+def test_targets_that_the_method_cannot_write(tmp_path, evaluator, monkeypatch, name, settings):
+  for labels, fits in ((LABELS, True), (("a", "bcd", "gh"), False)):
+    prompt = WarpPrompt(CONFIG_OF_BYTES, 3, labels=labels)
+    monkeypatch.setattr(sys.modules[__name__], "MODEL_CONFIG",
+                        dataclasses.replace(MODEL_CONFIG, prompt=prompt))
+    if fits:
+      evaluator(name, **settings)
+    else:
+      with pytest.raises(UserError, match=f"WARP cannot write all(.|\n)*'ef', of {name}"):
+        evaluator(name, **settings)
 
 
 def test_a_task_without_metrics_is_measured_by_its_loss(evaluator):

@@ -13,6 +13,7 @@ from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.t5 import T5
 from prompt_tuning.train import TrainConfig
+from prompt_tuning.train_state import LossConfig
 
 NAMES = gin_files.shipped_names()
 
@@ -152,6 +153,30 @@ def test_every_training_run_builds(run, tmp_path):
   (tmp_path / "config.gin").write_text(config.operative())
   config.load([str(tmp_path / "config.gin")], [])
   assert config.build(TrainConfig) == built
+
+
+def test_a_batch_in_pieces_is_set_by_a_macro(tmp_path):
+  """By any run file and on the command line, beside the loss's own fields; config.gin says so."""
+  run = tmp_path / "run.gin"
+  run.write_text("NUM_MICROBATCHES = 4\n")
+  names = ["commands/train.gin", "models/tiny.gin", "prompts/soft.gin", "runs/prompt_tune.gin"]
+  settings = [*given(*names), "train_state.LossConfig.z_loss = 0.0",
+              "train_state.LossConfig.label_smoothing = 0.1"]
+  config.load([*names, str(run)], settings)
+  built = config.build(TrainConfig)
+  assert built.loss == LossConfig(z_loss=0.0, label_smoothing=0.1, num_microbatches=4)
+  text = config.operative()
+  for line in ("NUM_MICROBATCHES = 4", "num_microbatches = %NUM_MICROBATCHES", "z_loss = 0.0",
+               "label_smoothing = 0.1"):
+    assert line in text
+  (tmp_path / "config.gin").write_text(text)
+  config.load([str(tmp_path / "config.gin")], [])
+  assert config.build(TrainConfig) == built
+  config.load(names, given(*names))
+  assert config.build(TrainConfig).loss == LossConfig()
+  config.load([*names, str(run)], [*settings, "NUM_MICROBATCHES = 3"])
+  with pytest.raises(UserError, match="32, NUM_MICROBATCHES = 3(.*\n)*.*--gin.BATCH_SIZE=33"):
+    config.build(TrainConfig)
 
 
 @pytest.mark.parametrize("command, extra", [

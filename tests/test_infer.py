@@ -9,13 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import CONFIG, GIN, PROMPT_LENGTH, backbone, model, save_backbone, save_prompt
+from small_models import (
+  CONFIG,
+  GIN,
+  PROMPT_LENGTH,
+  backbone,
+  model,
+  save_backbone,
+  save_method,
+  save_prompt,
+)
 
 from prompt_tuning import decoding, generation, scoring
 from prompt_tuning.errors import UserError
 from prompt_tuning.generation import Decoding
 from prompt_tuning.infer import InferConfig, infer
 from prompt_tuning.main import main
+from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.trees import Split
@@ -194,6 +204,20 @@ def test_bad_files(folder, content, message):
 def test_bad_settings(folder, changes, message):
   with pytest.raises(UserError, match=message):
     infer(settings(folder, **changes))
+
+
+def test_labels_that_the_method_cannot_write(folder):
+  start = dataclasses.replace(settings(folder).model, prompt=WarpPrompt(
+    CONFIG, PROMPT_LENGTH, labels=("yes", "no")))
+  save_method(folder / "prompt.safetensors", start)
+  given = {"model": start, "prompt_file": str(folder / "prompt.safetensors")}
+  infer(settings(folder, labels=("no", "yes"), **given))
+  assert set(written(folder)) <= {"yes", "no"}
+  with pytest.raises(UserError, match="WARP cannot write all(.|\n)*'never', of LABELS"):
+    infer(settings(folder, labels=("yes", "never"), **given))
+  task = dataclasses.replace(settings(folder).task, leading_sentinel=True)
+  with pytest.raises(UserError, match="WARP cannot write a leading sentinel"):
+    infer(settings(folder, labels=("yes", "no"), task=task, **given))
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -1,5 +1,6 @@
 """The parameter table, against closed forms; no weights, no task, no TensorFlow."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from small_models import CONFIG, GIN, PROMPT_LENGTH, model
 from prompt_tuning import info
 from prompt_tuning.main import main
 from prompt_tuning.optimizers import Adafactor, AdamW
+from prompt_tuning.prompts.attempt import AttemptPrompt
 
 D, V = CONFIG.emb_dim, CONFIG.vocab_size
 ATTENTION = 4 * D * CONFIG.num_heads * CONFIG.head_dim
@@ -49,6 +51,21 @@ def test_model_tuning_and_part_of_it():
   assert part["trained_parameters"] == PROMPT + V * D
   assert part["trained_bytes"] == 4 * (PROMPT + V * D)
   assert part["frozen_bytes"] == 2 * (ENCODER + DECODER)
+
+
+def test_source_prompts_are_frozen():
+  """They are read with the backbone, have no optimizer state, and are served."""
+  sources, hidden = 2, 5
+  attempt = AttemptPrompt(CONFIG, PROMPT_LENGTH, sources=("a", "b"), hidden=hidden)
+  found = info.measure(info.InfoConfig(
+    model=dataclasses.replace(model(frozen_dtype="bfloat16"), prompt=attempt), trainable=(),
+    optimizer=AdamW()))
+  trained, kept = PROMPT + 2 * D * hidden + 2 * D, sources * PROMPT
+  assert found["trained_parameters"] == trained and found["trained_bytes"] == 4 * trained
+  assert 0 <= found["optimizer_bytes"] - 2 * 4 * trained <= 64
+  assert found["frozen_bytes"] == 2 * BACKBONE + 4 * kept
+  assert found["prompt_parameters"] == found["served_parameters"] == trained + kept
+  assert found["total_parameters"] == BACKBONE + trained + kept
 
 
 def test_a_plain_model_trains_nothing():

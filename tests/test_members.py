@@ -14,6 +14,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.members import (
   Member,
   Members,
+  check_different,
   choose,
   make_members_step,
   mean_and_deviation,
@@ -174,6 +175,21 @@ def test_choosing_and_means():
   mean, deviation = mean_and_deviation([{"x": 1.0}, {"x": 2.0}, {"x": 6.0}])
   assert mean == {"x": 3.0} and deviation["x"] == pytest.approx(7.0 ** 0.5)
   assert mean_and_deviation([{"x": 1.0}]) == ({"x": 1.0}, {"x": 0.0})
+
+
+def test_prompts_that_nothing_tells_apart_are_refused():
+  members = (Member(0, 0.3), Member(1, 0.3), Member(2, 0.1))
+  alike, other = {"a": jnp.ones(3)}, {"a": jnp.zeros(3)}
+  check_different(members, [alike] * 3, seeds_matter=True)
+  check_different(members, [alike, other, alike], seeds_matter=False)
+  with pytest.raises(UserError, match="Two prompts would stay the same") as caught:
+    check_different(members, [alike] * 3, seeds_matter=False)
+  assert "prompts 0 and 1, of seeds 0 and 1" in caught.value.found
+  assert all(word in caught.value.fix for word in (
+    "OWN_ROWS", "DROPOUT_RATE", "PROMPT_INITS", "LEARNING_RATES"))
+  # Different initialisers of one seed can give one start.
+  with pytest.raises(UserError, match="Two prompts would stay the same"):
+    check_different([Member(0, 0.3, A), Member(0, 0.3, B)], [alike] * 2, seeds_matter=True)
 
 
 A, B = Uniform(), SampledVocabulary()

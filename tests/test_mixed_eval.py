@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_models import CONFIG, PROMPT_LENGTH, model, save_prompt
+from small_models import CONFIG, PROMPT_LENGTH, model, save_method, save_prompt
 
 from prompt_tuning import prompts_report
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.mixed_eval import MixedEvalConfig, evaluate_mixed
 from prompt_tuning.prompts.soft import SoftPrompt
+from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks.spec import TaskSpec
 from prompt_tuning.trees import Split
@@ -97,6 +98,17 @@ def test_weights_that_are_split_over_devices_answer_the_same(given, two_tasks):
 def test_a_layout_that_does_not_fit_is_refused(given):
   with pytest.raises(UserError, match="tensor"):
     mixed(given, [("ranked", 0)], layout="tensor=4")  # of two heads
+
+
+def test_every_prompt_must_be_able_to_write_the_targets(given, tmp_path):
+  tasks, _ = given
+  start = dataclasses.replace(model(), prompt=WarpPrompt(CONFIG, PROMPT_LENGTH,
+                                                         labels=("a", "other")))
+  save_method(tmp_path / "prompt.safetensors", start)
+  with pytest.raises(UserError, match="WARP cannot write all(.|\n)*'bcd', of ranked"):
+    evaluate_mixed(MixedEvalConfig(
+      model=start, task=tasks["ranked"], eval_settings=SETTINGS,
+      prompts=(("ranked", str(tmp_path / "prompt.safetensors")),)))
 
 
 def test_an_ensemble_is_its_members_and_their_mean(given):

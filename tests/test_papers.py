@@ -1,6 +1,7 @@
 """Every file of papers/: the grids' cells build, abstractly, and each file says what it should."""
 
 import ast
+import math
 import re
 
 import jax
@@ -11,7 +12,9 @@ from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
 from prompt_tuning.eval_run import EvalConfig
 from prompt_tuning.experiments import runner
 from prompt_tuning.experiments.grid import Grid
-from prompt_tuning.prompted import abstract_params
+from prompt_tuning.layouts import layout_of
+from prompt_tuning.partitioning import Partitioner
+from prompt_tuning.prompted import abstract_params, logical_axes
 from prompt_tuning.recovery import RecoverConfig
 from prompt_tuning.task_setup import varied
 from prompt_tuning.tasks import table
@@ -25,8 +28,8 @@ GRIDS = [name for name, text in TEXTS.items() if "\nBLOCKS = " in text]
 STUDIES = [name for name in PAPERS if name.count("/") == 1 and name not in GRIDS]
 
 
-def grid_of(name):
-  given = ["SWEEP_DIR = 'runs/x'"]
+def grid_of(name, *bindings):
+  given = ["SWEEP_DIR = 'runs/x'", *bindings]
   if "DATA_DIR" in TEXTS[name]:
     given.append("DATA_DIR = 'data'")
   if not name.startswith("papers/small/"):
@@ -107,6 +110,67 @@ def test_every_choice_of_a_grid_builds(name):
   # One of each grid down to the shapes of its parameters.
   shapes = abstract_params(built[-1].model.module())
   assert all(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def is_large(cell):
+  return cell.choices.get("size") in ("xl", "xxl")
+
+
+LARGE_GRIDS = [name for name in GRIDS if any(map(is_large, grid_of(name).cells()))]
+
+
+def test_the_grids_with_xl_and_xxl_are_found():
+  folders = [name.split("/")[1] for name in LARGE_GRIDS]
+  assert (folders.count("lester2021"), folders.count("liu2021")) == (11, 2)
+
+
+@pytest.mark.parametrize("name", LARGE_GRIDS)
+def test_xl_and_xxl_are_split_over_a_host(name):
+  grid = grid_of(name)
+  cells = grid.cells()
+  for cell in cells:
+    assert is_large(cell) == ("--gin.LAYOUT=fsdp" in cell.flags) == (
+      "--gin.REMAT=full" in cell.flags)
+  for cell in covering(list(filter(is_large, cells))):
+    settings = runner.build(grid, cell)
+    model = settings.model
+    assert model.backbone.remat == "full" and layout_of(model.layout).fsdp is None
+    rows = settings.batch_size if isinstance(settings, TrainConfig) else None
+    # A v5e-8, and one accelerator with memory for all.
+    for devices in (8, 1):
+      layout_of(model.layout).resolve(devices).check(model.backbone, rows)
+    partitioner = Partitioner.make(model.layout)  # four devices
+    shapes = {"backbone": model.backbone_shapes()}
+    places = partitioner.params(shapes, logical_axes(model.module()))
+    whole, here = (sum(math.prod(shape) * leaf.dtype.itemsize for leaf, shape in zip(
+      jax.tree.leaves(shapes), sizes, strict=True)) for sizes in (
+        [leaf.shape for leaf in jax.tree.leaves(shapes)],
+        [place.shard_shape(leaf.shape) for leaf, place in zip(
+          jax.tree.leaves(shapes), jax.tree.leaves(places), strict=True)]))
+    assert whole / 4 <= here <= 1.01 * whole / 4
+
+
+def test_a_grid_takes_another_layout():
+  name = "papers/lester2021/table1.gin"
+  for setting, layout, remat in (("LAYOUT = 'fsdp=4,tensor=2'", "fsdp=4,tensor=2", "full"),
+                                 ("REMAT = 'save_projections'", "fsdp", "save_projections"),
+                                 ("TRAIN_FLAGS = ['--gin.LAYOUT=tensor']", "tensor", "full")):
+    grid = grid_of(name, setting)
+    model = runner.build(grid, grid.cells()[0]).model
+    assert (model.layout, model.backbone.remat) == (layout, remat)
+
+
+def test_a_grid_takes_other_checkpoints():
+  bindings, _ = config.split_gin_flags(
+    ["--gin.LM_ADAPTED=gs://bucket/lm100k_${size}/checkpoint_1", "--gin.T5_1_1=bucket/${size}"])
+  for name, cell, path in (
+      ("table1", "xxl-prompt_tuning-squad-0", "gs://bucket/lm100k_xxl/checkpoint_1"),
+      ("figure3c", "xl-prompt_tuning-cb-span_corruption_sentinel-1", "bucket/xl"),
+      ("figure3d", "small-prompt_tuning-rte-0-2", "bucket/small"),
+      ("figure3d", "small-prompt_tuning-rte-100k-2", "gs://bucket/lm100k_small/checkpoint_1")):
+    grid = grid_of(f"papers/lester2021/{name}.gin", *bindings)
+    found = next(each for each in grid.cells() if each.name == cell)
+    assert runner.build(grid, found).model.initial_checkpoint_path == path
 
 
 def test_the_settings_of_lester_2021():

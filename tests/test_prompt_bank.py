@@ -13,6 +13,7 @@ from prompt_tuning import prompt_bank, trees
 from prompt_tuning.checkpoints import method_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompted import PromptedT5, abstract_params
+from prompt_tuning.prompts.combined import Combined
 from prompt_tuning.prompts.lora import Lora
 from prompt_tuning.prompts.prefix import PrefixPrompt
 from prompt_tuning.prompts.soft import SoftPrompt
@@ -147,6 +148,24 @@ def test_a_run_of_a_bank_gives_its_task_s_row(tmp_path):
   np.testing.assert_array_equal(bank.groups[0].params["embedding"], tables[1])
   with pytest.raises(UserError, match="no prompt for this task(.|\n)*did you mean 'sst2'"):
     prompt_bank.read_bank(model(), [("sst", str(tmp_path))], lambda folder: banked)
+
+
+def test_a_run_of_a_bank_beside_lora_gives_its_task_s_row(tmp_path):
+  """LoRA's leaves have an axis of layers in front, no bank's."""
+  method = Combined(CONFIG, {"soft": SoftPrompt(CONFIG, 3, num_prompts=2),
+                             "lora": Lora(CONFIG, rank=2)})
+  leaves = save_run(tmp_path / "run", method, 0)
+  (tmp_path / "run/summary.json").write_text(json.dumps({"prompt_ids": {"rte": 0, "sst2": 1}}))
+  bank = prompt_bank.read_bank(model(), [("sst2", str(tmp_path / "run"))],
+                               lambda folder: run_model(method))
+  group, = bank.groups
+  found = together(group, [0], INPUTS[:1], logits_of(group.model))[0]
+  row = np.concatenate([-1 - np.arange(3), INPUTS[0]]).astype(np.int32)
+  params = {"backbone": backbone(3), "prompt": leaves}
+  run = logits_of(PromptedT5(T5(CONFIG), method))
+  other, wanted = (np.asarray(run(params, row[None], DECODER, np.array([i])))[0] for i in (0, 1))
+  assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+  assert np.abs(other - wanted).max() > 1e-2
 
 
 def test_members_of_a_run_are_an_ensemble(tmp_path):

@@ -32,6 +32,7 @@ from prompt_tuning.prompted import (
   activations,
   init_prompt,
   logical_axes,
+  one_of_bank,
 )
 from prompt_tuning.prompts.initializers import Sources
 
@@ -69,13 +70,16 @@ def test_parameters_are_the_golden_ones(case):
   assert parameters(case) == json.loads(GOLDEN.read_text()).get(case.name), REGENERATE
 
 
-@every_case
-def test_initial_prompt_has_the_shapes_of_the_model(case):
-  model = case.model()
+def initial_prompt(model: PromptedT5) -> dict:
   backbone = random_params(model)["backbone"]
   sources = Sources(np.ones((20, 8), np.float32), lambda text: [3 + len(w) for w in text.split()],
                     activations=functools.partial(activations, backbone, model.backbone.config))
-  prompt = trees.flatten(init_prompt(jax.random.key(0), model, sources))
+  return init_prompt(jax.random.key(0), model, sources)
+
+
+@every_case
+def test_initial_prompt_has_the_shapes_of_the_model(case):
+  prompt = trees.flatten(initial_prompt(case.model()))
   assert {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in prompt.items()} == {
     path: row[:2] for path, row in parameters(case).items()}
   for path, leaf in prompt.items():
@@ -119,6 +123,23 @@ def test_the_prompt_matters(case):
   assert np.abs(logits - forward(model)(other, batch(model))[1]).max(axis=(1, 2)).min() > 1e-3
 
 
+# Prefixes cannot be hidden: test_prefix.py has those of length 0.
+@pytest.mark.parametrize("case", [case for case in CASES if not case.is_dummy
+                                  and not case.name.startswith("prefix")], ids=lambda c: c.name)
+def test_where_its_rows_are_hidden_a_prompt_starts_as_the_plain_model(case):
+  """And what has no rows (LoRA, IA3, adapters) as well."""
+  model = case.model()
+  plain, length = PromptedT5(model.backbone), model.num_virtual_tokens
+  backbone, data = random_params(model)["backbone"], batch(model)
+  hidden = data | {"tokens": np.where(data["tokens"] < 0, 0, data["tokens"])}
+  encoded, logits = forward(model)({"backbone": backbone, "prompt": initial_prompt(model)}, hidden)
+  wanted_encoded, wanted_logits = forward(plain)({"backbone": backbone}, batch(plain))
+  is_token = batch(plain)["tokens"] != 0
+  near(encoded[:, length:][is_token], wanted_encoded[is_token])
+  if case.name != "warp":  # whose output layer is its own
+    near(logits, wanted_logits)
+
+
 @every_case
 def test_gradients_reach_each_layer_and_each_row(case):
   model = case.model()
@@ -135,27 +156,31 @@ def test_gradients_reach_each_layer_and_each_row(case):
     assert (np.abs(leaf).max(axis=reduced) > 1e-4).all(), path
 
 
-def shapes_of_results(jaxpr) -> set[tuple[int, ...]]:
-  """Of everything that a program computes, inner programs included."""
+def shapes_of_results(jaxpr, dtype) -> set[tuple[int, ...]]:
+  """Of what a program computes in a dtype, inner programs included."""
   shapes = set()
   for equation in jaxpr.eqns:
     for program in jaxprs_in_params(equation.params):
-      shapes |= shapes_of_results(program)
-    shapes |= {var.aval.shape for var in equation.outvars}
+      shapes |= shapes_of_results(program, dtype)
+    shapes |= {var.aval.shape for var in equation.outvars if var.aval.dtype == dtype}
   return shapes
 
 
 @every_case
 def test_the_step_computes_no_gradient_of_the_backbone(case):
-  model = case.model()
+  """Nor of its scales, tables and biases: weights in bfloat16 are read, and nothing else is."""
+  model = case.model(param_dtype="bfloat16")
   params = random_params(model)
-  kernels = {leaf.shape[i:] for path, leaf in trees.flatten(params["backbone"]).items()
-             if path.endswith("kernel") for i in range(leaf.ndim - 1)}
+  backbone = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params["backbone"])
+  leaves = set()
+  for path, leaf in trees.flatten(backbone).items():
+    # A scan makes a layer's gradient and returns the stack's.
+    leaves |= {leaf.shape, leaf.shape["/layers/" in path:]}
   gradient = functools.partial(jax.grad, functools.partial(loss, model))
-  arguments = params["prompt"], params["backbone"], batch(model)
-  assert not kernels & shapes_of_results(jax.make_jaxpr(gradient())(*arguments).jaxpr)
+  arguments = params["prompt"], backbone, batch(model)
+  assert not leaves & shapes_of_results(jax.make_jaxpr(gradient())(*arguments).jaxpr, jnp.bfloat16)
   both = jax.make_jaxpr(gradient(argnums=(0, 1)))(*arguments).jaxpr
-  assert len(kernels & shapes_of_results(both)) == len(kernels)
+  assert leaves <= shapes_of_results(both, jnp.bfloat16)
 
 
 @every_case
@@ -210,6 +235,8 @@ def test_mixed_batch_equals_separate_batches(case):
     prompt = {path: np.reshape(params["prompt"][path][n], leaf.shape)
               if "prompt_bank" in axes[path] else params["prompt"][path]
               for path, leaf in abstract_params(alone)["prompt"].items()}
+    method, own = one_of_bank(bank, n, params["prompt"])
+    assert method == alone.prompt and not trees.differences(own, prompt)
     single = forward(alone)({"backbone": params["backbone"], "prompt": prompt}, data)
     rows = data["prompt_ids"] == n
     for together, apart in zip(mixed, single, strict=True):

@@ -14,10 +14,14 @@ from PIL import Image
 from prompt_tuning import disk, run_dir
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
+from prompt_tuning.prompts.combined import Combined
 from prompt_tuning.prompts.initializers import ClassLabels, Uniform
+from prompt_tuning.prompts.lora import Lora
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_dir import RunDir, describe, environment
 
+CONFIG = T5Config(vocab_size=20, emb_dim=8, num_heads=2, head_dim=3, mlp_dim=12,
+                  num_encoder_layers=2, num_decoder_layers=3)
 SETTINGS = {"seed": 0, "train_steps": 8, "optimizer": {"class": "Adafactor", "learning_rate": 0.3},
             "task": {"name": "toy", "cache_dir": "/a"}, "eval_settings": {"batch_size": 2}}
 
@@ -130,6 +134,37 @@ def test_another_run_is_refused_by_the_setting_that_differs(run, changes, found)
   assert error.found == f"{run.path}: {found}"
   assert "train_steps" in error.wanted and "task.cache_dir" in error.wanted
   assert "MODEL_DIR" in error.fix
+
+
+@pytest.mark.parametrize("method", [
+  lambda config: SoftPrompt(config, 3),
+  lambda config: Combined(config, {"soft": SoftPrompt(config, 3), "lora": Lora(config)})])
+def test_another_remat_resumes_whatever_holds_the_backbones_settings(tmp_path, method):
+  def settings(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return describe({"model": {"backbone": config, "prompt": method(config)}})
+
+  made = RunDir(str(tmp_path / "run"))
+  made.claim(settings(), "corpus")
+  made.log(0, "train", {"loss": 1.0})
+  made.close()
+  RunDir(str(made.path)).claim(settings(remat="full"), "corpus")
+  for fixed, changes in ((("model.backbone.remat",), {}), ((), {"remat": "full", "mlp_dim": 13})):
+    error = error_of(RunDir(str(made.path), fixed).claim, settings(**changes), "corpus")
+    assert error.what == "MODEL_DIR holds another run" and "model.prompt." in error.found
+
+
+def test_teachers_that_have_changed_are_another_run(tmp_path):
+  made = RunDir(str(tmp_path / "run"))
+  # It was started before their fingerprint was kept.
+  made.claim(SETTINGS, "corpus")
+  made.log(0, "train", {"loss": 1.0})
+  made.close()
+  made.claim(changed(teachers="one"), "corpus")
+  made.claim(changed(teachers="one"), "corpus")
+  error = error_of(made.check, changed(teachers="two"))
+  assert error.what == "The teachers of the run in MODEL_DIR have changed"
+  assert error.found == f"{made.path}: fingerprint two" and error.wanted == "fingerprint one"
 
 
 def test_changed_data_are_another_run(run):
@@ -282,15 +317,13 @@ def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
 
 
 def test_a_description_tells_settings_apart_and_is_json():
-  config = T5Config(vocab_size=20, emb_dim=8, num_heads=2, head_dim=3, mlp_dim=12,
-                    num_encoder_layers=2, num_decoder_layers=3)
-  one = describe({"model": SoftPrompt(config, 3), "many": (1, None)})
+  one = describe({"model": SoftPrompt(CONFIG, 3), "many": (1, None)})
   assert json.loads(json.dumps(one)) == one
   assert one["model"]["class"] == "SoftPrompt" and one["model"]["length"] == 3
   assert one["model"]["initializer"] == {"class": "Uniform", "scale": 0.5}
   assert not {"parent", "name"} & one["model"].keys()
   assert describe(Uniform()) != describe(ClassLabels(("a", "b")))
-  assert describe(config) != describe(dataclasses.replace(config, mlp_dim=13))
+  assert describe(CONFIG) != describe(dataclasses.replace(CONFIG, mlp_dim=13))
 
 
 def test_the_environment_names_versions_and_device():

@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from prompt_tuning import trees
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.errors import UserError
+from prompt_tuning.members import stack
+from prompt_tuning.optimizers import Adafactor, AdamW
 from prompt_tuning.train_state import TrainState
 
 OPTIMIZER = optax.adam(0.1)
@@ -77,3 +80,57 @@ def test_a_best_state_without_a_last_one_belongs_to_no_run(tmp_path, opened):
   assert kept(tmp_path, "best") == ["0"]
   assert opened().latest_step() is None
   assert kept(tmp_path, "best") == []
+
+
+SOURCES = {"prompt": {"part": {"constant_sources": jnp.arange(24.0).reshape(2, 3, 4)}}}
+
+
+def state_of(optimizer, trainable, step=7):
+  opt_state = optimizer.build(trainable).init(trainable)
+  # Every leaf is another number.
+  leaves, structure = jax.tree.flatten(opt_state)
+  return TrainState(jnp.asarray(step, jnp.int32), trainable, jax.tree.unflatten(
+    structure, [leaf + i for i, leaf in enumerate(leaves, 1)]))
+
+
+def parameters():
+  return {"backbone": {"scale": jnp.arange(4.0)}, "prompt": {
+    "embedding": jnp.arange(12.0).reshape(3, 4), "part": {name: jnp.arange(4.0) + i for i, name in
+                                                          enumerate(("a", "norm_scale"))}}}
+
+
+def test_constants_are_saved_beside_a_state_and_come_back(opened):
+  """They are in no state, and what comes back is what the run started with."""
+  state, checkpoints = state_of(AdamW(), parameters()), opened()
+  checkpoints.constants = SOURCES
+  checkpoints.save(state, {})
+  again = opened()
+  again.constants = jax.tree.map(jnp.zeros_like, SOURCES)
+  found, _ = again.restore(jax.tree.map(jnp.zeros_like, state))
+  assert jax.tree.all(jax.tree.map(np.array_equal, found, state))
+  assert trees.differences(again.constants, SOURCES) == []
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("optimizer", [AdamW(clip_norm=1.0), Adafactor(momentum=0.9)],
+                         ids=["adamw", "adafactor"])
+def test_moments_of_constants_in_earlier_checkpoints_are_left_out(optimizer, members, opened):
+  """There constants are among the trained leaves, with a state, and for each of many prompts."""
+  held = trees.join(parameters(), SOURCES)
+  old = state_of(optimizer, held if members == 1 else stack([held] * members))
+  checkpoints = opened()
+  checkpoints.save(old, {})
+  again = opened()
+  again.constants = SOURCES
+  own = parameters() if members == 1 else stack([parameters()] * members)
+  found, _ = again.restore(jax.tree.map(jnp.zeros_like, state_of(optimizer, own)))
+  assert trees.differences(again.constants, SOURCES) == []
+  assert trees.differences(found.trainable, own) == []
+
+  def others(state):
+    return {path: leaf for path, leaf in (
+      (jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in
+      jax.tree_util.tree_leaves_with_path(state.opt_state)) if trees.CONSTANT not in path}
+
+  assert found.step == 7 and trees.differences(others(found), others(old)) == []
+  assert len(others(old)) < len(jax.tree.leaves(old.opt_state))

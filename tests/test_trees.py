@@ -74,6 +74,18 @@ def test_no_pattern_trains_the_prompt():
   assert "prompt" not in frozen
 
 
+def test_a_constant_is_frozen_beside_the_prompt():
+  params = tree()
+  params["prompt"] |= {"part": {"constant_sources": params["prompt"]["embedding"] + 1}}
+  split = trees.plan_split(params, [])
+  assert dict(split.trained) == {"prompt/embedding": None}
+  trainable, frozen = split.split(params)
+  assert list(trees.flatten(frozen["prompt"])) == ["part/constant_sources"]
+  assert trees.differences(split.merge(trainable, frozen), params) == []
+  assert trees.differences(trees.join(trainable["prompt"], frozen["prompt"]),
+                           params["prompt"]) == []
+
+
 def test_all_layers_are_the_whole_leaf():
   split = trees.plan_split(tree(), [f"encoder/layers/mlp/wi/kernel[0:{LAYERS}]", ".*/wo/kernel[:]"])
   assert set(split.trained.values()) == {None} and len(split.trained) == 3
@@ -84,6 +96,7 @@ def test_split_works_on_shapes_inside_jit():
   split = trees.plan_split(jax.eval_shape(lambda: params), ["encoder/layers/mlp/.*[-2:]"])
   trainable, frozen = split.split(params)
   merged = jax.jit(split.merge)(trainable, frozen)
+  assert split.sliced_stacks() == ["encoder"]
   assert trees.differences(merged, params) == []
 
 

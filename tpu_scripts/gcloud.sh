@@ -137,7 +137,9 @@ remember() {
   shift
   $opt_dry_run && return
   mkdir -p "$(dirname "$file")"
-  printf '%s\0' "$@" > "$file"
+  # Where the TPU is may have been said by variables, which can name another one by then.
+  printf '%s\0' --name "$opt_name" --zone "$opt_zone" ${opt_project:+"--project=$opt_project"} \
+    "$@" > "$file"
 }
 
 # recall WHAT: into RECALLED.

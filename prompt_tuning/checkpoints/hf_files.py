@@ -24,7 +24,8 @@ from prompt_tuning.errors import UserError
 
 CONFIG = "config.json"
 # What says which vocabulary a checkpoint has.
-VOCABULARY = ("spiece.model", "tokenizer_config.json")
+PIECES = "spiece.model"
+VOCABULARY = (PIECES, "tokenizer_config.json")
 _MAX_INDEX = 1 << 26
 _POINTER = b"version https://git-lfs"
 

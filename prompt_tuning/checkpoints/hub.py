@@ -55,6 +55,20 @@ def folder(path: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> pathl
                     "HF_HUB_OFFLINE=1 to use what is cached, 0 to fetch it") from error
 
 
+def cached_file(path: str, name: str) -> pathlib.Path | None:
+  """A file of the folder that a path names; of the hub's only if it is cached: nothing is asked."""
+  reference = _REFERENCE.fullmatch(path)
+  if not reference:
+    file = pathlib.Path(path) / name
+    return file if file.is_file() else None
+  import huggingface_hub  # as in `folder`
+  try:
+    there = huggingface_hub.try_to_load_from_cache(reference[1], name, revision=reference[2])
+  except ValueError:  # No name of a repository: `folder` says so.
+    return None
+  return pathlib.Path(there) if isinstance(there, str) else None
+
+
 def file_in(folder: pathlib.Path, name: str) -> pathlib.Path:
   """`leaves.inside`, where the links of a hub's snapshot may lead to the blobs of its repository.
 

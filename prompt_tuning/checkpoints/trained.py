@@ -1,28 +1,36 @@
 """Checkpoints of a run: trained leaves, optimizer state, step, and the loop's own counters.
 
 Orbax writes them below `MODEL_DIR/checkpoints/{last,best}/<step>`; a step's folder appears whole
-or not at all; of several hosts each writes what only it has. The frozen backbone is not in them.
+or not at all; of several hosts each writes what only it has. The frozen backbone is not in them; a
+prompt's constants are, among the trained leaves, so that a prompt is whole.
 `last` is saved before `best`, so what comes after the newest `last` is no part of the run.
 """
 
 import math
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from prompt_tuning import hosts
+from prompt_tuning import hosts, trees
 from prompt_tuning.disk import first_line, report_full
 from prompt_tuning.errors import UserError
 from prompt_tuning.train_state import TrainState
 
 
 class TrainedCheckpoints:
-  """The last and the best state of one run."""
+  """The last and the best state of one run.
+
+  Attributes:
+    constants: `{"prompt": ...}`, the frozen leaves that belong to the prompt: saved and restored
+      with every state, though in none.
+  """
 
   def __init__(self, model_dir: pathlib.Path):
+    self.constants: Mapping[str, Any] = {}
     self._folder = (model_dir / "checkpoints").absolute()
     hosts.on_first(_clear)(self._folder)
     hosts.barrier("cleared")
@@ -44,12 +52,15 @@ class TrainedCheckpoints:
     again = f"run the same command again: it resumes from step {self.latest_step() or 0}"
     with report_full("a checkpoint", self._folder, again):
       manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_as_tree(state)), counters=ocp.args.JsonSave(counters)))
+        state=ocp.args.StandardSave(_as_tree(state, self.constants)),
+        counters=ocp.args.JsonSave(counters)))
       manager.wait_until_finished()
 
   def restore(self, abstract: TrainState, *,
               best_step: int | None = None) -> tuple[TrainState, dict]:
     """Reads the last step, or the best, into the shapes, dtypes and shardings of `abstract`.
+
+    `constants` become those of the checkpoint.
 
     Raises:
       UserError: the checkpoint is missing or damaged, or holds other parameters.
@@ -57,18 +68,24 @@ class TrainedCheckpoints:
     manager = self._managers["last" if best_step is None else "best"]
     step = manager.latest_step() if best_step is None else best_step
     try:
-      restored = manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_as_tree(abstract)), counters=ocp.args.JsonRestore()))
+      tree = _with_moments_of_constants(
+        manager.directory / str(step) / "state", abstract, self.constants)
+      if tree is None:
+        tree = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(
+          _as_tree(abstract, self.constants))))["state"]
+      counters = manager.restore(step, args=ocp.args.Composite(
+        counters=ocp.args.JsonRestore()))["counters"]
     except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
       raise UserError("The run's checkpoint cannot be restored",
                       found=f"{self._folder}, step {step}: {first_line(error)}",
                       wanted="the state that this configuration trains",
                       fix="use a new MODEL_DIR; prompt.npy and the other files of this one are "
                       "as the run left them") from error
-    tree = restored["state"]
-    return TrainState(tree["step"], tree["trainable"], _like(abstract.opt_state,
-                                                             tree["opt_state"])), \
-      dict(restored["counters"])
+    leaves = trees.flatten(tree["trainable"])
+    self.constants = trees.unflatten({path: leaves.pop(path)
+                                      for path in trees.flatten(self.constants)})
+    return TrainState(tree["step"], trees.unflatten(leaves),
+                      _like(abstract.opt_state, tree["opt_state"])), dict(counters)
 
   def close(self) -> None:
     for manager in self._managers.values():
@@ -93,13 +110,48 @@ def _clear(folder: pathlib.Path) -> None:
         shutil.rmtree(path)
 
 
-def _as_tree(state: TrainState) -> dict[str, Any]:
+def _as_tree(state: TrainState, constants: Mapping[str, Any]) -> dict[str, Any]:
   # The optimizer's named tuples are stored as their leaves in order: optax may rename a field, and
   # empty nodes have no place in a checkpoint.
   leaves = jax.tree.leaves(state.opt_state)
-  return {"step": state.step, "trainable": state.trainable,
+  return {"step": state.step, "trainable": trees.join(state.trainable, constants),
           "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}}
 
 
 def _like(structure: Any, leaves: dict[str, Any]) -> Any:
   return jax.tree.unflatten(jax.tree.structure(structure), [leaves[k] for k in sorted(leaves)])
+
+
+def _with_moments_of_constants(folder: pathlib.Path, abstract: TrainState,
+                               constants: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Reads a checkpoint of the time when optimizers had moments of constants, without these.
+
+  A run of many prompts had constants for each, all the same. None: it is no such checkpoint.
+  """
+  if not constants:
+    return None
+  saved = ocp.PyTreeCheckpointHandler().metadata(folder)
+  moment = object()
+  moments = jax.tree.map(lambda _: moment, dict(constants))
+
+  def of_prompt(node: Any) -> bool:
+    # Other groups of the optimizer have no leaf there.
+    return isinstance(node, Mapping) and bool(jax.tree.leaves(node.get("prompt")))
+
+  leaves = jax.tree.leaves(jax.tree.map(
+    lambda node: trees.join(node, moments) if of_prompt(node) else node, abstract.opt_state,
+    is_leaf=of_prompt))
+  wanted = _as_tree(abstract, constants)
+  if len(saved["opt_state"]) != len(leaves) or len(leaves) == len(wanted["opt_state"]):
+    return None
+  wanted["opt_state"] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves) if leaf is not moment}
+  flat, shapes = trees.flatten(wanted["trainable"]), trees.flatten(saved["trainable"])
+  own = {path: jax.ShapeDtypeStruct(shapes[path].shape, leaf.dtype, sharding=leaf.sharding)
+         for path, leaf in trees.flatten(constants).items()}
+  wanted["trainable"] = trees.unflatten(flat | own)
+  found = ocp.PyTreeCheckpointer().restore(folder, args=ocp.args.PyTreeRestore(
+    wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True))
+  read = trees.flatten(found["trainable"])
+  first = {path: read[path].reshape(-1, *leaf.shape)[0]
+           for path, leaf in trees.flatten(constants).items()}
+  return {**found, "trainable": trees.unflatten(read | first)}

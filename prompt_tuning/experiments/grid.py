@@ -28,6 +28,7 @@ from prompt_tuning.errors import UserError, nearest
 ALL = "all"
 COMMANDS = ("train", "eval", "autoprompt", "recover")
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
+_PLACE = re.compile(r"\$\{(\w+)\}")
 # Columns of the CSV that no axis may be called by.
 RESERVED = ("run", "status", "evaluated_on", "ensemble", "metric", "validation", "test", "majority",
             "backbone_parameters", "trained_parameters", "steps", "best_step", "seconds",
@@ -70,7 +71,7 @@ class Grid:
       was judged by another one.
     stages: an axis whose choices follow upon each other (a stage may start from the one before it):
       a shard takes all stages of a cell. None: runs do not depend on each other.
-    places: name -> text.
+    places: name -> text, in which `${axis}` and `${root}` may stand.
   """
 
   sweep_dir: str
@@ -107,9 +108,22 @@ class Grid:
       for task, flags in self.also_on.items():
         _check_flags(f"ALSO_ON: {task}", flags)
 
-  def flags_on(self, task: str) -> list[str]:
-    """Flags of an evaluation on a task of `also_on`."""
-    return list(self.also_on[task]) if isinstance(self.also_on, Mapping) else []
+  def flags_on(self, task: str, choices: Mapping[str, str]) -> tuple[str, ...]:
+    """Flags of an evaluation on a task of `also_on`, for a cell of these choices."""
+    flags = self.also_on[task] if isinstance(self.also_on, Mapping) else ()
+    return self.filled(flags, choices)
+
+  def filled(self, flags: Sequence[str], choices: Mapping[str, str]) -> tuple[str, ...]:
+    """Flags with the names that stand in them replaced, for a cell of these choices.
+
+    Raises:
+      UserError: a `${name}` is not known.
+    """
+    own = {**choices, "root": self.sweep_dir}
+    places = {name: text for name, text in self.places.items() if name not in own}
+    # A place may name choices in its turn.
+    return tuple(_filled(_PLACE.sub(lambda found: places.get(found[1], found[0]), flag),
+                         {**places, **own}) for flag in flags)
 
   def cells(self) -> list[Cell]:
     """Every cell once, in the order of the blocks.
@@ -150,9 +164,7 @@ class Grid:
         command = own.pop(0)
       flags += own
     flags += {"train": self.train_flags, "eval": self.eval_flags}.get(command, ())
-    known = {**self.places, **choices, "root": self.sweep_dir}
-    return Cell("-".join(choices.values()), choices, command,
-                tuple(_filled(flag, known) for flag in flags))
+    return Cell("-".join(choices.values()), choices, command, self.filled(flags, choices))
 
   def _check_axis(self, axis: str, choices: Mapping[str, Sequence[str]]) -> None:
     if not _NAME.fullmatch(axis) or axis in RESERVED:

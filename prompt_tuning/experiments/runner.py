@@ -25,6 +25,7 @@ from prompt_tuning.eval_run import EvalConfig, Report, evaluate_runs
 from prompt_tuning.evaluate import Evaluator, Result
 from prompt_tuning.experiments import results
 from prompt_tuning.experiments.grid import Cell, Grid, files_and_bindings, folder_of
+from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompted import abstract_params
 from prompt_tuning.recovery import RecoverConfig, recover
 from prompt_tuning.run_config import ModelConfig
@@ -65,7 +66,7 @@ def build(grid: Grid, cell: Cell) -> Settings:
 def _on_another_task(grid: Grid, cell: Cell, task: str) -> EvalConfig:
   """An evaluation of the plain model on another task than the cell's own."""
   flags = (*cell.flags, f"--gin.MIXTURE_OR_TASK_NAME={task}", "--gin.TASK_SOURCE=None",
-           *grid.flags_on(task))
+           *grid.flags_on(task, cell.choices))
   found = build(grid, dataclasses.replace(cell, flags=flags))
   assert isinstance(found, EvalConfig)
   return found
@@ -155,6 +156,7 @@ def _trained(grid: Grid, cell: Cell, settings: TrainConfig,
   if outcome.interrupted:
     return None
   summary = outcome.summary
+  del outcome  # The tests load the weights they need: those of the training would lie beside them.
   several = settings.members is not None
   table = summary["table"] if several else [
     {**(summary["best"] or {}), "best_step": summary["best_step"]}]
@@ -187,11 +189,11 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
            trained: Sequence[Row]) -> list[Row]:
   """A row a trained prompt (or model), and one an ensemble, on the test rows of a task."""
   folder = pathlib.Path(settings.model_dir)
-  files, flags = files_and_bindings(grid.eval_flags)
+  files, flags = files_and_bindings(grid.filled(grid.eval_flags, cell.choices))
   bindings, _ = config.split_gin_flags(flags)
   several = settings.members is not None
   other = [] if task is None else [f"MIXTURE_OR_TASK_NAME = {task!r}", "TASK_SOURCE = None",
-                                   *config.split_gin_flags(grid.flags_on(task))[0]]
+                                   *config.split_gin_flags(grid.flags_on(task, cell.choices))[0]]
   config.load(["commands/eval.gin", str((folder / "config.gin").absolute()), *files],
               [*bindings, *other, f"SPLIT = {grid.test_split!r}",
                f"MODEL_DIR = {None if several else str(folder)!r}"])
@@ -202,12 +204,13 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
             for name, report in zip(names, evaluate_runs(parts), strict=True)]
   paths = [_prompt_file(folder / "members" / str(i)) for i in range(len(trained))]
   model = trained_model.find(parts[0].model, None, paths[0])
-  evaluators = [Evaluator(model.config, part.task, part.eval_settings, model.prompt_ids)
-                for part in parts]
-  params = model.load(parts[0].seed)
+  partitioner = Partitioner.make(model.config.layout)
+  evaluators = [Evaluator(model.config, part.task, part.eval_settings, model.prompt_ids,
+                          partitioner) for part in parts]
+  params = model.load(parts[0].seed, partitioner)
   found: list[list[Result]] = [[] for _ in parts]
   for path in paths:
-    params["prompt"] = model.config.load_prompt(path)
+    params["prompt"] = jax.device_put(model.config.load_prompt(path), partitioner.replicated)
     for evaluator, results_of in zip(evaluators, found, strict=True):
       results_of.append(evaluator({}, params, Split({})))
   rows = []

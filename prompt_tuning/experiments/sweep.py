@@ -18,6 +18,8 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
+import jax
+
 from prompt_tuning import config
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import plots, results, runner
@@ -53,12 +55,18 @@ def sweep(grid: Grid, part: Part) -> int:
   """Runs what is wanted and not done; the exit code: 1 where a run failed.
 
   Raises:
-    UserError: a flag, file or macro of any wanted run is wrong; nothing has run then.
+    UserError: a flag, file or macro of any wanted run is wrong, or there are several hosts;
+      nothing has run then.
   """
   records, wanted = Records(grid), _wanted(grid, part)
   states = {cell.name: records.status(cell) for cell in wanted}
   todo = [cell for cell in wanted if states[cell.name] != DONE]
   check(grid, todo)
+  if (hosts := jax.process_count()) > 1:
+    raise UserError("A sweep runs on one host", found=f"{hosts} hosts of one machine",
+                    wanted="one host with all the accelerators that a run needs",
+                    fix="start the commands that `sweep --list` shows on all hosts, one after the "
+                    "other (docs/sweeps.md)")
   failed = 0
   with Status(states, sys.stdout) as status:
     for cell in todo:

@@ -2,8 +2,12 @@
 
 Nothing has been compiled then: no recomputation, no partitioning. Of a train step this is the
 theory that the compiled program is held against: forward pass, the activation gradients down to
-what is trained, and the weight gradients of that alone. The jaxpr of a gradient with respect to
-the trained part holds no other.
+what is trained, and the weight gradients of that alone. Two exceptions:
+
+* A scan is one loop over a stack. Where TRAINABLE takes some of its layers, the gradients of all
+  are computed, here and in the compiled program (SCAN_LAYERS=False: of those alone).
+* The rules of `layers.py` make the gradient of a product's input also where all below it is frozen
+  (the encoder's output, if decoder layers alone are trained). It counts here; compilers drop it.
 """
 
 import math

@@ -8,7 +8,8 @@ et al. train the layer norms too: TRAINABLE = ('.*layer_norm/scale',).
 
 Trains:  prompt/PROJECTION/{down [L, in, R], down_bias [L, R], up [L, R, out], up_bias [L, out]}.
 Serves: the same; it is not linear, so it cannot be merged. Cost: 6 R (in + out) FLOPs a token and
-chosen projection.
+projection that a pattern matches, in all L layers: those that its slice leaves out run too, with
+zeros. Of `parallel` in is the projection's input, else its output, like out.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ Padding and virtual tokens take no part in the first maximum (the paper's code p
 
 Trains:  prompt/embedding [P, D] (P_0), prompt/down_kernel [D, h], prompt/up_kernel [h, D] and the
          layer norm's prompt/norm_scale and norm_offset [D].
-Keeps:   prompt/constant_sources [M, P, D]; no gradient reaches it, and no optimizer changes it.
+Keeps:   prompt/constant_sources [M, P, D], frozen: it has no gradient and no optimizer state.
 Serves:  all of it, since every input has its own prompt.
 
 Cost: prompt tuning's and, a row, 10 D h for the small network and 6 (M + 1) P D for the mixture

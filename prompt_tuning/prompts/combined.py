@@ -11,6 +11,7 @@ Cost: that of the parts together.
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -181,11 +182,21 @@ class Combined(PromptMethod):
     for part in self.parts.values():
       part.check_start(key, sources)
 
+  def check_task(self, task: str, targets: Iterable[tuple[str, Sequence[int]]], *,
+                 leading_sentinel: bool = False, label_smoothing: float = 0.0) -> None:
+    each = itertools.tee(targets, len(self.parts))
+    for part, own in zip(self.parts.values(), each, strict=True):
+      part.check_task(task, own, leading_sentinel=leading_sentinel,
+                      label_smoothing=label_smoothing)
+
   def served(self) -> "Combined":
     return self.clone(parts={name: part.served() for name, part in self.parts.items()})
 
   def fold(self, params: dict) -> dict:
     return {name: part.fold(params.get(name, {})) for name, part in self.parts.items()}
+
+  def of_one(self) -> "Combined":
+    return self.clone(parts={name: part.of_one() for name, part in self.parts.items()})
 
   def merge(self, backbone: Any, params: dict) -> Any:
     """None where a part cannot be merged."""

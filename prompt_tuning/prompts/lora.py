@@ -3,8 +3,8 @@
   y = x W + (alpha / R) x A B        A gaussian with variance 1 / in, B zero: starts as the model
 
 Trains:  prompt/PROJECTION/{a [L, in, R], b [L, R, out]}.   Serves: the same, or, merged into W, a
-plain backbone. Cost: 6 R (in + out) FLOPs a token and chosen projection, and no virtual token (a
-scan over layers runs those that a pattern leaves out too, with zeros).
+plain backbone. Cost: 6 R (in + out) FLOPs a token and projection that a pattern matches, in all L
+layers (those that its slice leaves out run too, with zeros), and no virtual token.
 """
 
 from collections.abc import Callable

@@ -9,13 +9,14 @@ its last token) has all the probability: those positions cost no loss and give n
 decoding yields a label whatever the backbone would write.
 
 The vectors start as the rows of the output layer for the labels' first tokens, so that the classes'
-logits are the backbone's. Label smoothing must be off: it would put weight on impossible ids.
+logits are the backbone's. Every target must be one of the labels, without a leading sentinel, and
+label smoothing off: what is impossible would cost 1e10 (`check_task`).
 
 Cost: prompt tuning's with 6 B U C D FLOPs a step (forward and backward) in place of the output
 layer's 4 B U D V.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,24 @@ class WarpPrompt(VirtualTokens):
 
   def with_vocabulary(self, encode: Callable[[str], Sequence[int]]) -> "WarpPrompt":
     return self.clone(label_ids=tuple(tuple(encode(label)) for label in self.labels))
+
+  def check_task(self, task: str, targets: Iterable[tuple[str, Sequence[int]]], *,
+                 leading_sentinel: bool = False, label_smoothing: float = 0.0) -> None:
+    if leading_sentinel:
+      raise UserError("WARP cannot write a leading sentinel", found="LEADING_SENTINEL = True",
+                      wanted="targets that are labels alone",
+                      fix="leave LEADING_SENTINEL out, or use prompts/soft.gin")
+    if label_smoothing > 0:
+      raise UserError("WARP cannot be trained with label smoothing",
+                      found=f"label_smoothing = {label_smoothing}",
+                      wanted="0.0: ids that are in no label have no probability to give",
+                      fix="leave label_smoothing out, or use prompts/soft.gin")
+    for text, ids in targets:
+      if tuple(ids) not in self.label_ids:
+        raise UserError("WARP cannot write all of the targets", found=f"{text!r}, of {task}",
+                        wanted="one of " + ", ".join(map(repr, self.labels)),
+                        fix="give CLASS_LABELS all labels of the task, as "
+                        "`prompt-tuning tasks` shows them")
 
   def initial_params(self, key: Array, params: dict, sources: Sources) -> dict:
     """A table from the initialiser, and the output layer's rows; `params` is replaced."""

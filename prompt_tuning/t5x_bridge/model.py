@@ -36,6 +36,8 @@ class PromptedModel(models.EncoderDecoderModel):
     """
     self._start, self._trained = start, trained
     self._num_prompts = num_prompts(start.module_prompt)
+    if start.module_prompt is not None:
+      start.module_prompt.check_task("", (), label_smoothing=label_smoothing)
     vocabulary = vocabularies.load(start.vocabulary)
     start.model.tokenizer()  # it fits the embedding table
     super().__init__(

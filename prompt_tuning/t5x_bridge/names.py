@@ -104,7 +104,7 @@ class Trained:
 
   @functools.cached_property
   def names(self) -> frozenset[str]:
-    """The trained ones, constants of a method aside: no optimizer changes those."""
+    """The trained ones."""
     params = trees.unflatten({our_name(name): leaf for name, leaf in self.leaves.items()})
     split = trees.plan_split(params, self.trainable)
     for path, layers in split.trained.items():
@@ -112,8 +112,7 @@ class Trained:
         raise UserError("A TRAINABLE pattern slices a parameter that has no layer axis",
                         found=path, wanted="names such as encoder/layers_0/.*",
                         fix="leave the [start:stop] out")
-    return frozenset(t5x_name(path) for path in split.trained
-                     if not path.rpartition("/")[2].startswith(trees.CONSTANT))
+    return frozenset(t5x_name(path) for path in split.trained)
 
   def __call__(self, path: str, value: Any = None) -> bool:
     del value

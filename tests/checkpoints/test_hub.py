@@ -63,6 +63,16 @@ def test_a_cached_model(tmp_path, cache, reference):
     np.testing.assert_array_equal(reader.read(name), plain.read(name))
 
 
+def test_a_file_that_the_cache_has(tmp_path, cache):
+  snapshot = fill(cache, {"spiece.model": b"pieces"})
+  for reference in ("hf://owner/name", "hf://owner/name@main", str(snapshot)):
+    assert hub.cached_file(reference, "spiece.model") == snapshot / "spiece.model"
+    assert hub.cached_file(reference, "config.json") is None
+  for reference in ("hf://owner/other", "hf://owner/name@v2", "hf://owner/..", "hf://", "tiny",
+                    "gs://bucket/checkpoint_1"):
+    assert hub.cached_file(reference, "spiece.model") is None
+
+
 def test_a_cached_adapter_is_a_prompt(tmp_path, cache):
   values = np.arange(6, dtype=np.float32).reshape(2, 3)
   save_file({"prompt_embeddings": values}, tmp_path / "tensors")

@@ -162,6 +162,17 @@ def test_vocabularies_and_tables(ids, rows, fits):
   assert f"{ids:,} ids" in caught.value.found and f"{rows:,} rows" in caught.value.found
 
 
+def test_the_vocabulary_that_lies_with_the_checkpoint_is_named(tmp_path):
+  settings = ModelConfig(backbone=MODEL, vocabulary="t5", initial_checkpoint_path=str(tmp_path))
+  with pytest.raises(UserError, match="hf download google/t5-v1_1-small"):
+    settings.check()
+  (tmp_path / "spiece.model").write_bytes(b"pieces")
+  with pytest.raises(UserError, match="T5's vocabulary is not shipped") as caught:
+    settings.check()
+  assert caught.value.fix == f"--gin.VOCABULARY={tmp_path / 'spiece.model'}"
+  assert f"INITIAL_CHECKPOINT_PATH has {tmp_path}" in caught.value.found
+
+
 def test_a_checkpoint_that_does_not_say_its_vocabulary(tmp_path):
   path = save(t5x_legacy, tmp_path / "x", MODEL)
   settings = ModelConfig(backbone=MODEL, vocabulary="bytes", initial_checkpoint_path=path)

@@ -94,6 +94,28 @@ def test_settings(folder, error_of, no_weights, extra, words):
   assert not (folder.path / "run").exists()
 
 
+OTHERS = {"CLASS_LABELS": ["yes", "nay"]}
+
+
+@pytest.mark.parametrize("changes, words", [
+  (OTHERS, ["WARP cannot write all of the targets", "'no', of toy_labels", "'yes', 'nay'"]),
+  # A user's own task says no labels, and keeps no texts.
+  (OTHERS | {"MIXTURE_OR_TASK_NAME": "toy_seqio"},
+   ["WARP cannot write all of the targets", "'no', of toy_seqio"]),
+  (OTHERS | {"MIXTURE_OR_TASK_NAME": "toy_two", "train__TrainConfig__eval_settings": None},
+   ["WARP cannot write all of the targets", "'no', of toy_"]),
+  ({"LEADING_SENTINEL": True, "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 5}},
+   ["WARP cannot write a leading sentinel"]),
+  ({"train_state__LossConfig__label_smoothing": 0.1},
+   ["WARP cannot be trained with label smoothing"])])
+def test_targets_that_warp_cannot_write(tmp_path, error_of, no_weights, changes, words):
+  folder = Folder(tmp_path, ("models/tiny.gin", "prompts/warp.gin", "runs/prompt_tune.gin"),
+                  SMALL + TOY + PROMPT)
+  message = error_of(folder.arguments("run", **{"CLASS_LABELS": ["yes", "no"]} | changes))
+  assert all(word in message for word in words), message
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_macro_names_the_flag_and_the_files(folder, error_of):
   message = error_of([a for a in folder.arguments("run") if "MODEL_DIR" not in a
                       and "prompt_tune" not in a])

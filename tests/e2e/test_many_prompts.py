@@ -228,6 +228,25 @@ def test_what_many_prompts_cannot_be(folder, macros, what):
     folder.config("wrong", **macros)
 
 
+@pytest.mark.parametrize("macros, files", [
+  ({"PROMPT_TEXT": "words"}, ("inits/text.gin",)), ({}, ("prompts/ia3.gin",)),
+  ({"PREFIX_HIDDEN": None, "PREFIX_TEXT": "words"}, ("prompts/prefix.gin",))])
+def test_a_start_that_draws_nothing_needs_something_else_to_tell_prompts_apart(
+    tmp_path, macros, files):
+  method = [] if files[0].startswith("prompts/") else ["prompts/soft.gin"]
+  text = TEXT if "PREFIX_TEXT" in macros or method else TEXT.replace("PROMPT_LENGTH = 4\n", "")
+  folder = Folder(tmp_path, ("models/tiny.gin", "runs/prompt_tune.gin", *method, *files), text)
+  with pytest.raises(UserError, match="Two prompts would stay the same"):
+    folder.train("clones", N_PROMPTS=2, **macros)
+  # Without an order of its own a member's rows are those of all.
+  with pytest.raises(UserError, match="Two prompts would stay the same"):
+    folder.train("in_order", N_PROMPTS=2, OWN_ROWS=True, SHUFFLE=False, **macros)
+  if method:
+    folder.train("dropped", N_PROMPTS=2, DROPOUT_RATE=0.1, TRAIN_STEPS=2, **macros)
+    own = [np.load(tmp_path / f"dropped/members/{i}/prompt.npy") for i in range(2)]
+    assert np.abs(own[0] - own[1]).max() > 1e-3
+
+
 def test_one_prompt_is_an_ordinary_run_and_starts_can_be_listed(folder):
   assert folder.config("one", N_PROMPTS=1).members is None
   arguments = folder.arguments("starts") + [

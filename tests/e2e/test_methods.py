@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from toy_runs import SMALL, TOY, Folder
 
 from prompt_tuning import gin_files, trees
+from prompt_tuning.errors import UserError
 from prompt_tuning.main import main
 
 pytestmark = pytest.mark.e2e
@@ -36,9 +37,16 @@ MACROS = {
 TABLES = {"low_rank", "multitask", "ptuning", "residual", "soft"}
 
 
-def folder_of(path: pathlib.Path, method: str) -> Folder:
+# Two moments a leaf, where Adafactor has one.
+ADAMW = """
+from prompt_tuning import optimizers
+OPTIMIZER = @optimizers.AdamW()
+"""
+
+
+def folder_of(path: pathlib.Path, method: str, text: str = "") -> Folder:
   return Folder(path, ("models/tiny.gin", f"prompts/{method}.gin", "runs/prompt_tune.gin"),
-                SMALL + TOY + SHORT)
+                SMALL + TOY + SHORT + text)
 
 
 def test_every_shipped_method_is_run_here():
@@ -51,9 +59,17 @@ def test_attempt_starts_from_the_prompts_of_other_runs_and_keeps_them(tmp_path, 
   folder_of(tmp_path, "soft").train("source", PROMPT_LENGTH=4)
   source = np.load(tmp_path / "source/prompt.npy")
   folder = folder_of(tmp_path, "attempt")
-  folder.train("run", PROMPT_LENGTH=4, SOURCE_PROMPTS=[str(tmp_path / "source")])
+  macros = {"PROMPT_LENGTH": 4, "SOURCE_PROMPTS": [str(tmp_path / "source")]}
+  folder.train("run", **macros)
   saved = load_file(tmp_path / "run/prompt.safetensors")
   np.testing.assert_array_equal(saved["constant_sources"], source[None])
+  trained = {name: leaf.size for name, leaf in saved.items() if name != "constant_sources"}
+  assert folder.summary("run")["trained"]["parameters"] == sum(trained.values())
+  folder.train("many", **macros, N_PROMPTS=2)
+  assert folder.summary("many")["trained"]["parameters"] == 2 * sum(trained.values())
+  for i in range(2):
+    own = load_file(tmp_path / f"many/members/{i}/prompt.safetensors")
+    np.testing.assert_array_equal(own["constant_sources"], source[None])
   assert main(["eval", f"--gin.MODEL_DIR={str(tmp_path / 'run')!r}"]) == 0, capsys.readouterr().err
 
 
@@ -83,13 +99,51 @@ def test_a_run_is_evaluated_from_what_it_left(method, tmp_path, capsys):
     assert found[metric] == pytest.approx(value, rel=1e-5), metric
 
 
-@pytest.mark.parametrize("method", ["prefix", "ptuning"])
-def test_a_resumed_run_is_the_same_to_the_bit(method, tmp_path):
-  folder = folder_of(tmp_path, method)
-  folder.train("whole", **MACROS[method])
-  folder.train("parts", **MACROS[method], TRAIN_STEPS=1)
-  folder.train("parts", **MACROS[method])
+@pytest.mark.parametrize("method, text", [("prefix", ""), ("ptuning", ""), ("lora", ADAMW),
+                                          ("multitask", ADAMW), ("attempt", ADAMW)],
+                         ids=["prefix", "ptuning", "lora", "multitask", "attempt"])
+def test_a_resumed_run_is_the_same_to_the_bit(method, text, tmp_path):
+  folder, macros = folder_of(tmp_path, method, text), MACROS.get(method, {})
+  if method == "attempt":
+    np.save(tmp_path / "source.npy", np.random.default_rng(0).normal(size=(4, 16)))
+    macros = {"PROMPT_LENGTH": 4, "SOURCE_PROMPTS": [str(tmp_path / "source.npy")]}
+  folder.train("whole", **macros)
+  folder.train("parts", **macros, TRAIN_STEPS=1)
+  if method == "attempt":
+    # What it goes on with is its own.
+    np.save(tmp_path / "source.npy", np.ones((4, 16)))
+  folder.train("parts", **macros)
   assert not differences(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_resumed_run_may_recompute_more(tmp_path):
+  folder = folder_of(tmp_path, "combined")
+  folder.train("run", PROMPT_LENGTH=4, TRAIN_STEPS=1)
+  folder.train("run", PROMPT_LENGTH=4, REMAT="full")
+  assert folder.summary("run")["resumed_at"] == 1
+  with pytest.raises(UserError, match="model.backbone.mlp_dim was 32, is now 48"):
+    folder.train("run", PROMPT_LENGTH=4, interfaces__T5Config__mlp_dim=48)
+
+
+def test_teachers_that_change_between_start_and_resume(tmp_path):
+  text = (SMALL + SHORT).replace("TRAIN_STEPS = 2\n", "") + """
+MIXTURE_OR_TASK_NAME = 'toy_two'
+MIXTURE_OR_TASK_MODULE = 'toy_tasks'
+TASK_FEATURE_LENGTHS = {'inputs': 8, 'targets': 4}
+"""
+  folder = Folder(tmp_path, ("models/tiny.gin", "prompts/soft.gin", "runs/distill.gin"), text)
+  given = {"NUM_PROMPTS": 2, "PROMPT_LENGTH": 4,
+           "TEACHER_PROMPTS": [str(tmp_path / f"{i}.npy") for i in range(2)]}
+  tables = np.random.default_rng(0).normal(size=(2, 4, 16)).astype(np.float32)
+  for path, table in zip(given["TEACHER_PROMPTS"], tables, strict=True):
+    np.save(path, table)
+  folder.train("run", TRAIN_STEPS=1, **given)
+  np.save(given["TEACHER_PROMPTS"][1], tables[1] + 1)
+  with pytest.raises(UserError, match="The teachers of the run in MODEL_DIR have changed"):
+    folder.train("run", TRAIN_STEPS=2, **given)
+  np.save(given["TEACHER_PROMPTS"][1], tables[1])
+  folder.train("run", TRAIN_STEPS=2, **given)
+  assert folder.summary("run")["resumed_at"] == 1
 
 
 def test_a_bank_has_a_prompt_for_each_task_of_a_mixture(tmp_path, capsys):

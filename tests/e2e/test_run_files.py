@@ -118,6 +118,11 @@ train.TrainConfig.eval_settings = None
   with pytest.raises(UserError, match="Packed rows hold a prompt a segment"):
     Folder(tmp_path, text=text).train("front", TRAIN_STEPS=2)
   placed = Folder(tmp_path, text=text + "run_config.ModelConfig.prompt_in_front = False\n")
+  sources = ["prompts/attempt.gin" if file == "prompts/soft.gin" else file
+             for file in placed.files[:-1]]
+  reading = Folder(tmp_path, sources, placed.gin.read_text())
+  with pytest.raises(UserError, match="This method reads the input, and packed rows hold several"):
+    reading.config("reads", SOURCE_PROMPTS=["one.npy"])
   longer, shorter = (placed.train(f"of_{steps}", TRAIN_STEPS=steps) for steps in (2, 1))
   assert longer.step == 2
   assert trees.differences(longer.params, shorter.params) == ["prompt/embedding"]

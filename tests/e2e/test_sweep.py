@@ -7,6 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
+from prompt_tuning import trained_model
 from prompt_tuning.experiments import results, runner
 from prompt_tuning.main import main
 
@@ -123,6 +124,29 @@ def test_finished_runs_are_not_repeated_and_a_lost_record_is(folder, rows, monke
   # The run itself is complete: its numbers are read again, no step is taken.
   assert names == [lost.stem]
   assert json.loads(lost.read_text())["rows"] == old["rows"]
+
+
+def test_members_are_tested_in_the_layout_of_their_run(tmp_path, monkeypatch):
+  """And EVAL_FLAGS may name the cell's choices there too."""
+  shards, load = [], trained_model.TrainedModel.load
+
+  def loaded(*args):
+    params = load(*args)
+    table = params["backbone"]["token_embedder"]["embedding"]
+    shards.append((table.shape[1], table.sharding.shard_shape(table.shape)[1]))
+    return params
+
+  monkeypatch.setattr(trained_model.TrainedModel, "load", loaded)
+  train = ["TRAIN_STEPS=1", "EVAL_PERIOD=1", "BATCH_SIZE=8", "LAYOUT=fsdp",
+           "evaluate.EvalSettings.max_examples=16"]
+  tests = ["MAX_EXAMPLES=16", "BATCH_SIZE=16",
+           "run_config.TaskConfig.cache_dir=${root}/${size}_tokens"]
+  assert main(["sweep", "--gin_file=papers/small/smallest.gin", f"--gin.SWEEP_DIR={tmp_path}",
+               "--only=d8-docstring_library-prompt-0to1", *(
+                 f"--gin.{name}={[f'--gin.{flag}' for flag in flags]}"
+                 for name, flags in (("TRAIN_FLAGS", train), ("EVAL_FLAGS", tests)))]) == 0
+  assert shards == [(8, 2)]  # of four devices
+  assert (tmp_path / "d8_tokens").is_dir()
 
 
 def test_figures_and_curves(folder):

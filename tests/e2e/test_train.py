@@ -12,7 +12,7 @@ from run_differences import differences
 from safetensors.numpy import load_file, save_file
 from toy_runs import Folder
 
-from prompt_tuning import config, generation, partitioning, scoring, train_state, trees
+from prompt_tuning import config, generation, partitioning, run_report, scoring, train_state, trees
 from prompt_tuning import train_loop as train_module
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.errors import UserError
@@ -93,6 +93,16 @@ def test_four_devices_agree_with_one(folder, whole, monkeypatch):
   embedding = whole[0].params["prompt"]["embedding"]
   np.testing.assert_allclose(outcome.params["prompt"]["embedding"], embedding, atol=1e-4)
   assert outcome.params["prompt"]["embedding"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_two_microbatches_are_one_batch(folder, whole):
+  folder.train("pieces", NUM_MICROBATCHES=2)
+  assert "NUM_MICROBATCHES = 2" in (folder.path / "pieces" / "config.gin").read_text()
+  one, two = ([float(row[3]) for row in folder.metrics(name) if row[1:3] == ("train", "loss")]
+              for name in ("whole", "pieces"))
+  assert len(one) > 1
+  np.testing.assert_allclose(two, one, rtol=1e-5)
+  np.testing.assert_allclose(folder.prompt("pieces"), folder.prompt("whole"), atol=1e-4)
 
 
 def test_the_same_command_gives_the_same_prompt(folder, whole):
@@ -262,7 +272,7 @@ def test_patience_stops_the_run_and_the_same_command_does_not_go_on(folder):
   assert train(settings).step == 2 and folder.metrics("patient") == rows
 
 
-def test_model_tuning_of_one_slice_and_a_run_on_its_backbone(tmp_path):
+def test_model_tuning_of_one_slice_and_a_run_on_its_backbone(tmp_path, capsys):
   text = Folder(tmp_path).gin.read_text()
   folder = Folder(tmp_path, ("models/tiny.gin", "runs/model_tune.gin"),
                   text.replace("PROMPT_LENGTH = 4\n", ""))
@@ -279,6 +289,8 @@ def test_model_tuning_of_one_slice_and_a_run_on_its_backbone(tmp_path):
   assert not (tmp_path / "slice" / "prompt.npy").exists()
   assert folder.summary("slice")["trained"]["parameters"] == sum(
     before[path][1].size for path in changed)
+  run_report.started(folder.summary("slice"))
+  assert "the encoder, which is scanned" in " ".join(capsys.readouterr().out.split())
 
   prompted = Folder(tmp_path)
   outcome = prompted.train("on_slice", INITIAL_CHECKPOINT_PATH=str(tmp_path / "slice"),
@@ -287,6 +299,8 @@ def test_model_tuning_of_one_slice_and_a_run_on_its_backbone(tmp_path):
   summary = prompted.summary("on_slice")
   assert summary["backbone"]["fingerprint"] == backbone_files.fingerprint(trained)
   assert summary["restored"]["parameters"] == trees.count(trained)
+  run_report.started(summary)
+  assert "scanned" not in capsys.readouterr().out
 
   weights = tmp_path / "slice" / "backbone" / backbone_files.WEIGHTS
   save_file({path: leaf + 1 for path, leaf in load_file(weights).items()}, weights)

@@ -51,6 +51,22 @@ def test_flags_commands_and_places():
     "--gin.SPLIT=test", '--gin.OUTPUT_DIR="runs/x/big-frozen-1"']
 
 
+def test_a_place_may_name_choices():
+  whole = grid(places={"where": "${root}/at", "there": "${size}/$x"})
+  flags = {cell.name: cell.flags for cell in whole.cells()}
+  assert "--gin.INITIAL_CHECKPOINT_PATH=runs/x/at/small" in flags["small-prompt-0"]
+  with pytest.raises(UserError, match="A flag of the grid names something unknown"):
+    whole.filled(["--gin.A=${there}"], {"size": "big"})
+  assert grid(places={"where": "x", "size": "not this"}).filled(
+    ["--gin.A=${size}"], {"size": "big"}) == ("--gin.A=big",)
+
+
+def test_flags_on_other_tasks_are_filled():
+  whole = grid(also_on={"other": ["--gin.A=${size}/${where}"]})
+  assert whole.flags_on("other", {"size": "big"}) == ("--gin.A=big/here",)
+  assert grid(also_on=["other"]).flags_on("other", {"size": "big"}) == ()
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_are_disjoint_and_complete(count):
   whole = grid()

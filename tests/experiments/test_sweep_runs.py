@@ -2,6 +2,7 @@
 
 import csv
 
+import jax
 import pytest
 
 from prompt_tuning import config
@@ -118,6 +119,14 @@ def test_all_runs_are_checked_before_the_first(sweep, capsys):
   assert sweep() == 2 and sweep.ran == []
   error = capsys.readouterr().err
   assert "Run b-prompt-0: There is no gin file" in error and "did you mean" in error
+
+
+def test_several_hosts_are_refused(sweep, capsys, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  assert sweep() == 2 and sweep.ran == []
+  error = capsys.readouterr().err
+  assert "A sweep runs on one host" in error and "4 hosts" in error
+  assert sweep("--list") == 0
 
 
 def test_a_finished_run_of_other_settings_is_an_error(sweep, capsys):

@@ -60,14 +60,17 @@ def test_every_size_with_every_method_can_be_laid_out(size):
       ["TRAINABLE = ('encoder/.*',)"] if method == "prompts/none.gin" else []))
     partitioner.layout.check(plan.model.backbone, plan.batch_size)
     state, frozen, batch = program.train_shapes(plan, partitioner)
+    backbone = frozen["backbone"]
     here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-               for leaf in jax.tree.leaves(frozen))
+               for leaf in jax.tree.leaves(backbone))
     # All but vectors and position biases lies on one of four devices.
-    assert trees.num_bytes(frozen) / 4 <= here <= 1.01 * trees.num_bytes(frozen) / 4, method
+    assert trees.num_bytes(backbone) / 4 <= here <= 1.01 * trees.num_bytes(backbone) / 4, method
     assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in batch.values()} == {4}
     prompt = jax.tree.leaves(state.trainable.get("prompt", {}))
     assert bool(prompt) == (method != "prompts/none.gin")
-    assert all(leaf.sharding.is_fully_replicated for leaf in prompt)
+    constants = jax.tree.leaves(frozen.get("prompt", {}))
+    assert bool(constants) == (method == "prompts/attempt.gin")
+    assert all(leaf.sharding.is_fully_replicated for leaf in prompt + constants)
     if method == "prompts/soft.gin":
       assert prompt[0].shape[0] == 100
 

@@ -71,13 +71,16 @@ def test_padding_and_virtual_tokens_are_not_pooled():
                                        AdamW(learning_rate=0.3, weight_decay_rate=0.1,
                                              clip_norm=1.0)],
                          ids=["adafactor", "adamw"])
-def test_no_optimizer_changes_the_sources(optimizer):
+def test_no_optimizer_holds_or_changes_the_sources(optimizer):
   """Weight decay, too, leaves them alone, and acts on all the rest."""
   params = {"prompt": random_params()}
-  gradients = jax.tree.map(np.ones_like, params)
-  transformation = optimizer.build(params)
-  updates, _ = transformation.update(gradients, transformation.init(params), params)
-  after = optax.apply_updates(params, updates)
+  split = trees.plan_split(params, ())
+  trainable, frozen = split.split(params)
+  transformation = optimizer.build(trainable)
+  state = transformation.init(trainable)
+  assert not [leaf.shape for leaf in jax.tree.leaves(state) if leaf.shape == (2, LENGTH, 8)]
+  updates, _ = transformation.update(jax.tree.map(np.ones_like, trainable), state, trainable)
+  after = split.merge(optax.apply_updates(trainable, updates), frozen)
   assert trees.differences(params, after) == [
     f"prompt/{name}" for name in sorted(params["prompt"]) if name != "constant_sources"]
 

@@ -23,6 +23,9 @@ from prompt_tuning.prompts.deep import DeepPrompt
 from prompt_tuning.prompts.ia3 import IA3
 from prompt_tuning.prompts.initializers import Sources, Uniform
 from prompt_tuning.prompts.lora import Lora
+from prompt_tuning.prompts.prefix import PrefixPrompt
+from prompt_tuning.prompts.ptuning import PTuning
+from prompt_tuning.prompts.residual import ResidualPrompt
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_config import ModelConfig
 
@@ -79,6 +82,35 @@ def test_a_bank_of_prefixes_beside_a_soft_prompt_equals_numpy():
     wanted = slow.encode(x, tokens != 0)
     near(encoded[row], wanted)
     near(logits[row], slow.decode(data["decoder_tokens"][row], wanted, tokens != 0))
+
+
+@pytest.mark.parametrize("in_front", [True, False])
+def test_folded_parts_equal_numpy(in_front):
+  """Each part's own served form, in numpy; what the combination serves gives the same."""
+  parts = {"prefix": PrefixPrompt(CONFIG, 2, hidden=5), "ptuning": PTuning(CONFIG, 2, hidden=7),
+           "residual": ResidualPrompt(CONFIG, LENGTH, hidden=5)}
+  model = PromptedT5(MODEL.backbone, Combined(CONFIG, parts), in_front)
+  served = PromptedT5(model.backbone, model.prompt.served(), in_front)
+  params, data = random_params(model), batch(model)
+  folded = jax.tree.map(np.asarray, model.prompt.fold(params["prompt"]))
+  assert jax.tree.map(np.shape, folded) == {
+    "prefix": {"encoder": (2, 2, 2, 2, 3), "decoder": (3, 2, 2, 2, 3), "cross": (3, 2, 2, 2, 3)},
+    "ptuning": {"embedding": (2, 8)}, "residual": {"embedding": (LENGTH, 8)}}
+  tables = {name: part.fold(params["prompt"][name]) for name, part in parts.items()}
+  rows = np.concatenate([tables["ptuning"]["embedding"], tables["residual"]["embedding"]])
+  trained = forward(model)(params, data)
+  fast = forward(served)({"backbone": params["backbone"], "prompt": folded}, data)
+  flat = trees.flatten(unstacked({"backbone": params["backbone"]})["backbone"])
+  slow = NumpyT5(flat, CONFIG, {("encoder", "self"): tables["prefix"]["encoder"],
+                                ("decoder", "self"): tables["prefix"]["decoder"],
+                                ("decoder", "cross"): tables["prefix"]["cross"]})
+  for row, tokens in enumerate(data["tokens"]):
+    x = np.concatenate([rows, flat["token_embedder/embedding"][tokens[len(rows):]]])
+    encoded = slow.encode(x, tokens != 0)
+    logits = slow.decode(data["decoder_tokens"][row], encoded, tokens != 0)
+    for found in (trained, fast):
+      near(found[0][row], encoded)
+      near(found[1][row], logits)
 
 
 def test_rows_and_layers_are_joined_in_order():

@@ -1,14 +1,18 @@
 """A step has the matrix products of its method's docstring, and no other: counted in the HLO.
 
-Prefix and deep prompts have theirs in files of their own.
+Prefix and deep prompts of which there is one have theirs in files of their own.
 """
 
+import dataclasses
+
 import pytest
-from descriptors import CASES, LENGTH, NUM_PROMPTS, batch, loss_and_gradient
+from descriptors import CASES, CONFIG, LENGTH, NUM_PROMPTS, batch, loss_and_gradient
 
 from benchmarks.shapes import Shapes, theory_flop
 from prompt_tuning.plan.hlo import matmul_flop
 from prompt_tuning.prompted import PromptedT5, abstract_params
+from prompt_tuning.prompts.prefix import PrefixPrompt
+from prompt_tuning.t5 import T5
 
 # The sizes of descriptors.py: B 4, S 7 real tokens, U 4, D 8, J = H K = 6, F 12, V 20, P 3.
 B, S, U, D, J, F, V, P = 4, 7, 4, 8, 6, 12, 20, LENGTH
@@ -38,6 +42,16 @@ def adapters(hidden: int) -> float:
   return 6 * hidden * 2 * D * LAYERS * (2 * B * S + 3 * B * U)
 
 
+def prefixes() -> float:
+  """12 B Q P J L in each kind of attention: of the encoder, the decoder, and across."""
+  return 12 * B * (S + 2 * U) * P * J * LAYERS
+
+
+def placing() -> float:
+  """A table of rows, wherever they stand: once forward and once for its gradient."""
+  return 4 * B * (S + P) * P * D
+
+
 SOFT, PLAIN = backbone(P), backbone(0)
 LSTM_UNITS = 7
 LSTM = (2 * LSTM_UNITS * (2 * LSTM_UNITS + D)
@@ -58,9 +72,10 @@ THEORY = {
   "combined": SOFT + lora(P, 2, wo=False, keys=False),
   "ia3": PLAIN,
   "adapter": PLAIN + adapters(5),
+  "prefix_bank": PLAIN + prefixes(),
+  "deep_bank": SOFT + LAYERS * placing(),
 }
-ELSEWHERE = {"prefix": "test_prefix.py", "prefix_bank": "test_prefix.py", "deep": "test_deep.py",
-             "deep_bank": "test_deep.py"}
+ELSEWHERE = {"prefix": "test_prefix.py", "deep": "test_deep.py"}
 
 
 def counted(model: PromptedT5) -> float:
@@ -79,3 +94,22 @@ def test_the_step_has_the_products_of_the_docstring(case):
   theory = THEORY[case.name]
   found = counted(case.model(num_decoder_layers=LAYERS))
   assert 0.98 * theory <= found <= 1.01 * theory, found / theory
+
+
+@pytest.mark.parametrize("name", ["soft", "soft_bank"])
+def test_rows_that_stand_anywhere_are_placed_by_products(name):
+  case = next(case for case in CASES if case.name == name)
+  found = counted(case.model(num_decoder_layers=LAYERS, prompt_in_front=False))
+  assert found == pytest.approx(SOFT + placing(), rel=0.01)
+
+
+@pytest.mark.parametrize("num_prompts", [1, NUM_PROMPTS])
+def test_each_prompt_of_a_bank_of_prefixes_has_an_mlp(num_prompts):
+  """Also those that no row of the batch uses: 6 P M (D + 2 J L) N a kind of attention."""
+  config, hidden = dataclasses.replace(CONFIG, num_decoder_layers=LAYERS), 50
+  found = counted(PromptedT5(T5(config), PrefixPrompt(config, P, hidden=hidden,
+                                                      num_prompts=num_prompts)))
+  mlps = 3 * 6 * P * hidden * (D + 2 * J * LAYERS) * num_prompts
+  # Most of the step, so that it is the MLPs that are counted.
+  assert mlps > 0.25 * PLAIN
+  assert found == pytest.approx(PLAIN + prefixes() + mlps, rel=0.01)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from prompt_tuning.prompts.method import virtual_rows
 
@@ -32,3 +33,19 @@ def test_half_precision_loses_nothing():
   placed = np.asarray(virtual_rows(jnp.asarray(TOKENS), jnp.asarray(rows)))
   np.testing.assert_array_equal(placed[0, 0], rows[0, 0])
   np.testing.assert_array_equal(placed[1, 1], rows[0, 1])
+
+
+@pytest.mark.parametrize("bank", [1, 3])
+def test_no_device_rounds_the_rows_or_their_gradient(bank):
+  """By default GPUs multiply float32 in 10 bits, TPUs in 8: here CPUs show what was asked for."""
+  def products(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "dot_general":
+        yield equation.params["precision"]
+      for inner in jaxprs_in_params(equation.params):
+        yield from products(inner)
+
+  rows = np.ones((bank, P, D), np.float32)
+  both = jax.value_and_grad(lambda rows: virtual_rows(jnp.asarray(TOKENS), rows).sum())
+  found = list(products(jax.make_jaxpr(both)(rows).jaxpr))
+  assert found == [(jax.lax.Precision.HIGHEST,) * 2] * 2

@@ -16,6 +16,7 @@ from prompt_tuning.losses import cross_entropy
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.prompts.combined import Combined
 from prompt_tuning.prompts.initializers import Sources
+from prompt_tuning.prompts.lora import Lora
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.prompts.warp import NEVER, Verbalizer, WarpPrompt
 from prompt_tuning.t5 import T5
@@ -148,6 +149,23 @@ def test_labels_that_cannot_be_told_apart(labels, ids, what, found):
     warp(labels=labels, label_ids=ids)
   assert error.value.what == what and error.value.found == found
   assert "CLASS_LABELS" in error.value.fix or "run_config" in error.value.fix
+
+
+@pytest.mark.parametrize("method", [
+  warp(), Combined(CONFIG, {"lora": Lora(CONFIG), "warp": warp(), "soft": SoftPrompt(CONFIG, 2)})])
+def test_what_it_cannot_write_is_refused(method):
+  labels = list(zip(LABELS, IDS, strict=True))
+  method.check_task("toy", iter(labels))
+  method.check_task("toy", labels[1:])
+  for given, settings, what, found in (
+      ([*labels, ("z", (3,))], {}, "WARP cannot write all of the targets", "'z', of toy"),
+      (labels, {"leading_sentinel": True}, "WARP cannot write a leading sentinel", "SENTINEL"),
+      (labels, {"label_smoothing": 0.1}, "WARP cannot be trained with label smoothing", "0.1")):
+    with pytest.raises(UserError) as error:
+      method.check_task("toy", iter(given), **settings)
+    assert error.value.what == what and found in error.value.found
+  SoftPrompt(CONFIG, 2).check_task("toy", [("z", (3,))], leading_sentinel=True,
+                                   label_smoothing=0.1)
 
 
 def test_labels_may_share_their_end():

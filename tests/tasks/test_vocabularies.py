@@ -5,12 +5,24 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks import train_vocabulary, vocabularies
 
 TEXTS = ("Compute the mean of x along the axis.", "", "  two   spaces\nand a line ", "naïve ☃ 中",
          "<extra_id_0> starts", "a <extra_id_7> b<extra_id_8> <extra_id_99>ly", "np.zeros((3, 4))")
+SENTINELS = [f"▁<extra_id_{n}>" for n in reversed(range(100))]
+
+
+def save_with(path, pieces, source=None):
+  """The file of a model, the shipped one, with user-defined pieces above its own."""
+  model = sentencepiece_model_pb2.ModelProto.FromString(
+    (source or vocabularies.path_of("tiny")).read_bytes())
+  for piece in pieces:
+    model.pieces.add(piece=piece, score=0.0, type=model.SentencePiece.USER_DEFINED)
+  path.write_bytes(model.SerializeToString())
+  return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +56,62 @@ def test_sentinels_count_down_from_the_highest_id():
   assert light.piece(0) == "<pad>" and light.piece(4100) == "<id_4100>"
   with pytest.raises(UserError, match="there is no sentinel 100"):
     light.sentinel(100)
+
+
+def test_sentinels_of_the_file_itself(tmp_path, tiny):
+  """mT5's file and T5's `100extra`, which seqio reads with extra_ids=0."""
+  import seqio
+  path = save_with(tmp_path / "m.model", SENTINELS)
+  theirs = seqio.SentencePieceVocabulary(path, extra_ids=0)
+  added = seqio.SentencePieceVocabulary(str(vocabularies.path_of("tiny")), extra_ids=100)
+  full, light = vocabularies.load(path), vocabularies.load_light(path)
+  assert (tiny.extra_ids, full.extra_ids, full.vocab_size) == (100, 0, 4100)
+  assert light.vocab_size == theirs.vocab_size == added.vocab_size == 4100
+  for text in TEXTS:
+    ids = list(added.encode(text))
+    assert ids == list(theirs.encode(text)) == list(full.encode(text)) == light.encode(text)
+    assert ids == full.encode_tf(text).numpy().tolist()
+    assert added.decode(ids) == theirs.decode(ids) == full.decode(ids) == light.decode(ids)
+  assert [light.encode(f"<extra_id_{n}>") for n in range(100)] == [[4099 - n] for n in range(100)]
+  assert [light.sentinel(n) for n in (0, 99)] == [4099, 4000]
+  assert [light.piece(n) for n in (4000, 4099)] == ["<extra_id_99>", "<extra_id_0>"]
+  assert light.piece(3999) == vocabularies.load_light("tiny").piece(3999)
+
+
+def test_with_or_without_its_sentinels_a_file_is_the_same_vocabulary(tmp_path):
+  path, other = (save_with(tmp_path / name, pieces) for name, pieces in (
+    ("m.model", SENTINELS), ("other.model", ["▁zebra", *SENTINELS])))
+  tiny, with_zebra = vocabularies.fingerprint("tiny"), vocabularies.fingerprint(other)
+  assert vocabularies.fingerprint(path) == tiny != with_zebra
+  assert vocabularies.load_light(other).sentinel(0) == 4100
+
+
+def test_sentinels_without_the_mark_of_a_word(tmp_path):
+  path = save_with(tmp_path / "m.model", [piece.removeprefix("▁") for piece in SENTINELS])
+  light, full = vocabularies.load_light(path), vocabularies.load(path)
+  assert light.vocab_size == full.vocab_size == 4100 and light.piece(4099) == "<extra_id_0>"
+  for text in TEXTS:
+    ids = light.encode(text)
+    assert ids == list(full.encode(text)) and light.decode(ids) == full.decode(ids)
+  assert light.encode("<extra_id_0>")[-1] == light.sentinel(0) == 4099
+  # The space ahead of a sentinel is a piece of its own: other ids for the same text.
+  assert vocabularies.fingerprint(path) != vocabularies.fingerprint("tiny")
+
+
+@pytest.mark.parametrize("pieces, found", [
+  (SENTINELS[::-1], "100 of them, ▁<extra_id_0> = 4000 to ▁<extra_id_99> = 4099, of 4,100"),
+  (SENTINELS[50:], "50 of them, ▁<extra_id_49> = 4000 to ▁<extra_id_0> = 4049, of 4,050"),
+  (["<extra_id_0>"], "1 of them, <extra_id_0> = 4000 to <extra_id_0> = 4000, of 4,001"),
+  ([*SENTINELS, "▁zebra"], "100 of them, ▁<extra_id_99> = 4000 to ▁<extra_id_0> = 4099")],
+  ids=["turned around", "some", "one", "not last"])
+def test_other_sentinels_than_t5s(tmp_path, pieces, found):
+  path = save_with(tmp_path / "m.model", pieces)
+  for load in (vocabularies.load, vocabularies.load_light):
+    with pytest.raises(UserError, match="m.model holds other sentinels than T5's") as caught:
+      load(path)
+    assert found in caught.value.found
+    assert "the last 100 pieces <extra_id_99> ... <extra_id_0>" in caught.value.wanted
+    assert "as it was before sentinels were added" in caught.value.fix
 
 
 def test_decode_stops_and_leaves_out():
@@ -86,12 +154,36 @@ def test_t5s_own_vocabulary(shared_data):
   assert len(vocabularies.short_id(path)) == 8
 
 
+def test_t5s_own_vocabulary_with_its_sentinels(shared_data, tmp_path):
+  source = shared_data / "vocab" / "t5_vocab"
+  path = save_with(tmp_path / "100extra.model", SENTINELS, source)
+  golden = json.loads((shared_data / "vocab" / "t5-base-tests.json").read_text(encoding="utf-8"))
+  light = vocabularies.load_light(path)
+  for text, ids, _ in golden[::20]:
+    assert [*light.encode(text), 1] == ids
+  assert light.vocab_size == vocabularies.load(path).vocab_size == 32100
+  assert light.encode("<extra_id_0> <extra_id_99>") == [32099, 32000]
+  assert vocabularies.fingerprint(path) == vocabularies.fingerprint(str(source))
+
+
 def test_errors(tmp_path):
   with pytest.raises(UserError, match="no vocabulary 'tyni'\n(.*\n)*.*'tiny', 'bytes'"):
     vocabularies.load("tyni")
-  (tmp_path / "bad.model").write_bytes(b"no model")
-  with pytest.raises(UserError, match="cannot be read as a vocabulary"):
-    vocabularies.load_light(str(tmp_path / "bad.model"))
+  for content in (b"no model", b""):
+    (tmp_path / "bad.model").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as a vocabulary"):
+      vocabularies.load_light(str(tmp_path / "bad.model"))
+
+
+@pytest.mark.parametrize("name, whose, repository", [
+  ("t5", "T5", "google/t5-v1_1-small"), ("mt5", "mT5", "google/mt5-small")])
+def test_names_of_what_is_not_shipped(name, whose, repository):
+  for load in (vocabularies.load, vocabularies.load_light, vocabularies.fingerprint):
+    with pytest.raises(UserError, match=f"^{whose}'s vocabulary is not shipped\n") as caught:
+      load(name)
+    assert caught.value.found == f"VOCABULARY = '{name}'"
+    assert f"`hf download {repository} spiece.model --local-dir .`" in caught.value.fix
+    assert 'docs/checkpoints.md, "Vocabulary"' in caught.value.fix
 
 
 SENTENCES = [f"the {a} {b} of a {b} is {a}" for a in ("mean", "sum", "axis", "shape", "copy")

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prompt_tuning import config
+from prompt_tuning.main import main
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "tpu_scripts"
 ALL = sorted(SCRIPTS.rglob("*.sh"))
@@ -112,6 +115,25 @@ def test_descriptions_for_other_launchers_are_read():
   for name in re.findall(r"--gin_file=([a-z]+/\S+\.gin)", " ".join(commands)):
     assert (ROOT / "gin_configs" / name).is_file(), name
   assert subprocess.run(["bash", "-n", str(SCRIPTS / "slurm.sbatch")]).returncode == 0
+
+
+def test_what_other_launchers_train():
+  """The files that they name give a run all that it asks for."""
+  from prompt_tuning.train import TrainConfig
+  built = []
+  for launcher in ("sky.yaml", "gke/jobset.yaml"):
+    text = (SCRIPTS / launcher).read_text()
+    names = re.findall(r"--gin_file=(\S+)", text)
+    assert names[-1] in ("tpu_scripts/my_run.gin", "/bucket/my_run.gin")
+    flags = re.findall(r"--gin\.\S+", text)
+    bindings, _ = config.split_gin_flags(flags)
+    config.load(["commands/train.gin", *names[:-1], str(SCRIPTS / "my_run.gin")], bindings)
+    built.append(config.build(TrainConfig))
+  run = built[0]
+  assert run == built[1] and run.model_dir == "/bucket/xxl"
+  assert run.model.backbone.emb_dim == 4096 and run.model.backbone.remat == "save_projections"
+  assert run.model.vocabulary == "/bucket/spiece.model" and run.model.layout == "fsdp"
+  assert run.task.source.train_file == "/bucket/train.tsv"
 
 
 def test_every_script_is_in_these_tests():
@@ -331,6 +353,22 @@ def test_resume_only_launches_where_the_tpu_is_ready(cloud):
   assert verbs(cloud) == ["ssh"]
 
 
+def test_resume_brings_back_the_tpu_that_it_is_given(cloud):
+  """Not the one that the variables of create.sh name by now."""
+  started = {"place": False, "TPU_NAME": "pod", "TPU_ZONE": "us-west4-a"}
+  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
+  cloud.answer("tpu-vm describe", "READY", times=2)
+  for name in ("create", "setup", "launch"):
+    assert cloud.run(name, *NEEDS[name], **started).returncode == 0
+  (cloud.folder / "calls").unlink()
+  cloud.answer("tpu-vm describe", "PREEMPTED", times=1)
+  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
+  cloud.answer("tpu-vm describe", "READY")
+  assert cloud.run("resume", TPU_NAME="another").returncode == 0
+  assert verbs(cloud) == ["delete", "create", "scp", "ssh", "ssh", "ssh"]
+  assert not any(word.startswith("another") for words in cloud.calls for word in words)
+
+
 def test_resume_of_a_tpu_it_never_saw_deletes_nothing(cloud):
   cloud.answer("tpu-vm describe", "PREEMPTED")
   done = cloud.run("resume")
@@ -370,3 +408,22 @@ def test_watch_starts_a_crashed_run_again_but_not_one_with_a_mistake(cloud):
   assert done.returncode == 2 and "mistake in its settings" in done.stderr
   assert [words[1].rpartition("/")[2] for words in cloud.remote()] == [
     "status.sh", "start.sh", "status.sh"]
+
+
+def test_the_sweep_of_the_documents(cloud, capsys):
+  """docs/sweeps.md: on every machine a shard, by the environment that setup.sh made."""
+  text = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+  block = next(part for part in text.split("```") if "tpu_scripts/create.sh" in part)
+  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
+  cloud.answer("tpu-vm describe", "READY")
+  done = subprocess.run(["bash", "-ec", block.replace("seq 0 15", "seq 3 3")], cwd=ROOT,
+                        capture_output=True, text=True, env=cloud.environment, timeout=60)
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud) == ["create", "scp", "ssh", "ssh", "ssh"]
+  start, run, env, data, *words = cloud.remote()[-1][1:]
+  assert (Path(start).name, run, env, data) == ("start.sh", "figure1", "env",
+                                                "DATA_DIR=bucket/data")
+  assert words[0] == "prompt-tuning" and words[-2:] == ["--shard", "3/16"]
+  assert main([*words[1:], "--list", "--only=boolq"]) == 0
+  out = capsys.readouterr().out
+  assert "INITIAL_CHECKPOINT_PATH=bucket/lm_" in out and "VOCABULARY=bucket/spiece.model" in out
