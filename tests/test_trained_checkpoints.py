@@ -9,8 +9,7 @@ import pytest
 from prompt_tuning import trees
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.errors import UserError
-from prompt_tuning.members import stack
-from prompt_tuning.optimizers import Adafactor, AdamW
+from prompt_tuning.optimizers import AdamW
 from prompt_tuning.train_state import TrainState
 
 OPTIMIZER = optax.adam(0.1)
@@ -109,28 +108,3 @@ def test_constants_are_saved_beside_a_state_and_come_back(opened):
   found, _ = again.restore(jax.tree.map(jnp.zeros_like, state))
   assert jax.tree.all(jax.tree.map(np.array_equal, found, state))
   assert trees.differences(again.constants, SOURCES) == []
-
-
-@pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("optimizer", [AdamW(clip_norm=1.0), Adafactor(momentum=0.9)],
-                         ids=["adamw", "adafactor"])
-def test_moments_of_constants_in_earlier_checkpoints_are_left_out(optimizer, members, opened):
-  """There constants are among the trained leaves, with a state, and for each of many prompts."""
-  held = trees.join(parameters(), SOURCES)
-  old = state_of(optimizer, held if members == 1 else stack([held] * members))
-  checkpoints = opened()
-  checkpoints.save(old, {})
-  again = opened()
-  again.constants = SOURCES
-  own = parameters() if members == 1 else stack([parameters()] * members)
-  found, _ = again.restore(jax.tree.map(jnp.zeros_like, state_of(optimizer, own)))
-  assert trees.differences(again.constants, SOURCES) == []
-  assert trees.differences(found.trainable, own) == []
-
-  def others(state):
-    return {path: leaf for path, leaf in (
-      (jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in
-      jax.tree_util.tree_leaves_with_path(state.opt_state)) if trees.CONSTANT not in path}
-
-  assert found.step == 7 and trees.differences(others(found), others(old)) == []
-  assert len(others(old)) < len(jax.tree.leaves(old.opt_state))

@@ -68,24 +68,21 @@ class TrainedCheckpoints:
     manager = self._managers["last" if best_step is None else "best"]
     step = manager.latest_step() if best_step is None else best_step
     try:
-      tree = _with_moments_of_constants(
-        manager.directory / str(step) / "state", abstract, self.constants)
-      if tree is None:
-        tree = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(
-          _as_tree(abstract, self.constants))))["state"]
-      counters = manager.restore(step, args=ocp.args.Composite(
-        counters=ocp.args.JsonRestore()))["counters"]
+      restored = manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_as_tree(abstract, self.constants)),
+        counters=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
       raise UserError("The run's checkpoint cannot be restored",
                       found=f"{self._folder}, step {step}: {first_line(error)}",
                       wanted="the state that this configuration trains",
                       fix="use a new MODEL_DIR; prompt.npy and the other files of this one are "
                       "as the run left them") from error
+    tree = restored["state"]
     leaves = trees.flatten(tree["trainable"])
     self.constants = trees.unflatten({path: leaves.pop(path)
                                       for path in trees.flatten(self.constants)})
     return TrainState(tree["step"], trees.unflatten(leaves),
-                      _like(abstract.opt_state, tree["opt_state"])), dict(counters)
+                      _like(abstract.opt_state, tree["opt_state"])), dict(restored["counters"])
 
   def close(self) -> None:
     for manager in self._managers.values():
@@ -120,38 +117,3 @@ def _as_tree(state: TrainState, constants: Mapping[str, Any]) -> dict[str, Any]:
 
 def _like(structure: Any, leaves: dict[str, Any]) -> Any:
   return jax.tree.unflatten(jax.tree.structure(structure), [leaves[k] for k in sorted(leaves)])
-
-
-def _with_moments_of_constants(folder: pathlib.Path, abstract: TrainState,
-                               constants: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Reads a checkpoint of the time when optimizers had moments of constants, without these.
-
-  A run of many prompts had constants for each, all the same. None: it is no such checkpoint.
-  """
-  if not constants:
-    return None
-  saved = ocp.PyTreeCheckpointHandler().metadata(folder)
-  moment = object()
-  moments = jax.tree.map(lambda _: moment, dict(constants))
-
-  def of_prompt(node: Any) -> bool:
-    # Other groups of the optimizer have no leaf there.
-    return isinstance(node, Mapping) and bool(jax.tree.leaves(node.get("prompt")))
-
-  leaves = jax.tree.leaves(jax.tree.map(
-    lambda node: trees.join(node, moments) if of_prompt(node) else node, abstract.opt_state,
-    is_leaf=of_prompt))
-  wanted = _as_tree(abstract, constants)
-  if len(saved["opt_state"]) != len(leaves) or len(leaves) == len(wanted["opt_state"]):
-    return None
-  wanted["opt_state"] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves) if leaf is not moment}
-  flat, shapes = trees.flatten(wanted["trainable"]), trees.flatten(saved["trainable"])
-  own = {path: jax.ShapeDtypeStruct(shapes[path].shape, leaf.dtype, sharding=leaf.sharding)
-         for path, leaf in trees.flatten(constants).items()}
-  wanted["trainable"] = trees.unflatten(flat | own)
-  found = ocp.PyTreeCheckpointer().restore(folder, args=ocp.args.PyTreeRestore(
-    wanted, ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True))
-  read = trees.flatten(found["trainable"])
-  first = {path: read[path].reshape(-1, *leaf.shape)[0]
-           for path, leaf in trees.flatten(constants).items()}
-  return {**found, "trainable": trees.unflatten(read | first)}
