@@ -1,4 +1,4 @@
-"""Times the parts of a pre-training step of the shipped model's shape, each against an alternative.
+"""Times the parts of a pre-training step of the first shipped model (D 128), each with an alternative.
 
   python benchmarks/step_parts.py
 
