@@ -1,4 +1,4 @@
-"""Times the parts of a pre-training step of the first shipped model (D 128), each with an alternative.
+"""Times the parts of a pre-training step of the first shipped model (D 128) against alternatives.
 
   python benchmarks/step_parts.py
 
