@@ -76,19 +76,29 @@ def test_the_term_equals_numpy_and_moves_the_students_alone(files):
   trainable, frozen = split.split(jax.tree.map(jnp.asarray, params))
   transformation = optimizer.build(trainable)
   steps = {}
-  for name, term, pieces in (("taught", distillation.term(model, bank), 1),
-                             ("in pieces", distillation.term(model, bank), len(given)),
-                             ("alone", None, 1)):
-    step = jax.jit(make_train_step(model, split, optimizer, transformation,
-                                   LossConfig(num_microbatches=pieces), 0, term))
+  for name, term in (("taught", distillation.term(model, bank)), ("alone", None)):
+    step = jax.jit(make_train_step(model, split, optimizer, transformation, LossConfig(), 0, term))
     steps[name] = step(new_state(trainable, transformation), frozen, data)
   (taught, metrics), (alone, plain) = steps["taught"], steps["alone"]
-  np.testing.assert_allclose(steps["in pieces"][1]["term"], wanted, rtol=1e-5)
   np.testing.assert_allclose(metrics["term"], wanted, rtol=1e-5)
   np.testing.assert_allclose(metrics["loss"], plain["loss"], rtol=1e-6)
   assert "term" not in plain
   assert {path.split("/")[0] for path in trees.flatten(taught.trainable)} == {"prompt"}
   assert trees.differences(taught.trainable, alone.trainable)
+
+
+def test_pieces_of_a_batch_add_up(files):
+  """The loss in microbatches is that of the whole batch."""
+  names, _ = files
+  model = CASE["multitask"].model()
+  params, data = random_params(model), training_batch(model)
+  distillation = Distillation(teachers=names)
+  term = distillation.term(model, distillation.bank(CONFIG.emb_dim))
+  value = jax.jit(lambda rows: term(params, rows, {"prompt_ids": rows["prompt_ids"]},
+                                    enable_dropout=False)[1])
+  pieces = [value({name: array[i:i + 1] for name, array in data.items()})
+            for i in range(len(data["prompt_ids"]))]
+  np.testing.assert_allclose(sum(pieces), value(data), rtol=1e-5)
 
 
 def test_a_teacher_that_says_the_same_adds_nothing(files, tmp_path):
