@@ -111,9 +111,8 @@ def _of_layout(config: PlanConfig, kind: str, topology: Topology, cache: pathlib
   # came from another process must not keep its own.
   prompt = config.model.prompt
   if prompt is not None:
-    parts = {name: part.clone() for name, part in getattr(prompt, "parts", {}).items()}
-    prompt = prompt.clone(**({"parts": parts} if parts else {}))
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, prompt=prompt))
+    config = dataclasses.replace(
+      config, model=dataclasses.replace(config.model, prompt=prompt.copy(parent=None)))
   rows: list[Row] = []
   for remat in REMATS if kind == "train" else (config.model.backbone.remat,):
     rows.append(compile_row(config.replace(remat=remat), kind, topology, cache))
