@@ -4,7 +4,6 @@ import itertools
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -179,7 +178,7 @@ def test_missing_library(monkeypatch):
     docstrings.versions()
 
 
-def test_the_installed_corpus():
+def test_the_installed_corpus(monkeypatch):
   corpus = docstrings.corpus()
   rows = corpus.docstrings
   assert len(rows) > 20_000 and {row.library for row in rows} == set(docstrings.LIBRARIES)
@@ -190,9 +189,9 @@ def test_the_installed_corpus():
   assert len({(row.first_line, row.body) for row in rows}) == len(rows)
   assert rows[0].library == "numpy"
   docstrings._load.cache_clear()
-  start = time.process_time()
-  assert docstrings.corpus().fingerprint == corpus.fingerprint
-  assert time.process_time() - start < 2
+  # Another process reads what the first has made; no library's source is opened again.
+  monkeypatch.delattr(docstrings, "build")
+  assert docstrings.corpus() == corpus
 
 
 def test_folders_are_found_without_import():
