@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from prompt_tuning import config
+from prompt_tuning import config, macro_help
 from prompt_tuning.errors import UserError
 from prompt_tuning.native_logs import quiet_imports
 
@@ -86,7 +86,8 @@ def parsers(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]
   group = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
   found = {}
   for name, command in commands.items():
-    gin = "--gin.NAME=VALUE overrides one setting of the gin files; repeatable."
+    gin = ("--gin.NAME=VALUE overrides one setting of the gin files; repeatable. --help beside "
+           "--gin_file=... lists their macros.")
     sub = found[name] = group.add_parser(name, help=command.help, description=command.help,
                                          allow_abbrev=False,
                                          epilog=gin if command.takes_gin else None)
@@ -97,6 +98,16 @@ def parsers(commands: Mapping[str, Command]) -> tuple[Parser, dict[str, Parser]]
     if command.flags is not None:
       command.flags(sub)
   return parser, found
+
+
+def help_of_macros(command: str, flags: Sequence[str]) -> str:
+  """What `--help` adds of the gin files that stand beside it; without one, nothing."""
+  parser = Parser(add_help=False, allow_abbrev=False)
+  config.add_flags(parser)
+  options, _ = parser.parse_known_args(list(flags))
+  if not options.gin_file:
+    return ""
+  return "\n" + macro_help.describe(command, options.gin_file, options.gin_search_paths)
 
 
 def _run_settings(bindings: Sequence[str], prompts: Sequence[tuple[str, str]]) -> list[str]:

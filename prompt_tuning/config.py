@@ -146,7 +146,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str],
   """
   global _loaded
   clear()
-  sources = _read_files(gin_files, search_paths)
+  sources = read_files(gin_files, search_paths)
   overrides = Source("the command line", OVERRIDE_RANK)
   for binding in bindings:
     setting = _parse_binding(binding, overrides.label)
@@ -164,7 +164,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str],
 
 def macros_of(gin_files: Sequence[str], search_paths: Sequence[str] = ()) -> set[str]:
   """The macros that files, with what they include, read."""
-  return {ref.name for source in _read_files(gin_files, search_paths)
+  return {ref.name for source in read_files(gin_files, search_paths)
           for setting in source.settings for ref in references(setting.value)
           if isinstance(ref, Macro)}
 
@@ -251,8 +251,13 @@ def _parse_binding(text: str, label: str) -> Setting:
   return settings[0]
 
 
-def _read_files(names: Sequence[str], search_paths: Sequence[str]) -> list[Source]:
-  """All files with what they include, lowest rank first; each file once."""
+def read_files(names: Sequence[str], search_paths: Sequence[str]) -> list[Source]:
+  """All files with what they include, lowest rank first; each file once; imports nothing.
+
+  Raises:
+    UserError: a file that does not exist or is not gin, or files that include each other or one
+      that outranks them.
+  """
   sources: dict[Path, Source] = {}
 
   def add(name: str, folders: Sequence[str | Path], including: tuple[Source, ...],

@@ -72,6 +72,9 @@ def _run(given: list[str]) -> int:
                     fix=nearest(name, COMMANDS))
   command = COMMANDS[name]
   bindings, rest = config.split_gin_flags(given[1:]) if command.takes_gin else ([], given[1:])
+  if command.takes_gin and not {"-h", "--help"}.isdisjoint(rest):
+    print(parsers[name].format_help() + command_line.help_of_macros(name, rest))
+    return 0
   options, unknown = parsers[name].parse_known_args(rest)
   if unknown:
     flags = [flag for action in parsers[name]._actions for flag in action.option_strings]

@@ -70,6 +70,25 @@ def test_help(capsys):
     assert ("--gin_file" in capsys.readouterr().out) == command.takes_gin
 
 
+def test_help_lists_the_macros_of_gin_files(tmp_path, capsys):
+  mine = tmp_path / "mine.gin"
+  mine.write_text("BATCH_SIZE = 4\n")
+  assert main(["train", "--help", "--gin_file=prompts/soft.gin", "--gin_file=runs/prompt_tune.gin",
+               f"--gin_file={mine}"]) == 0
+  out = capsys.readouterr().out
+  assert "--host_timeout" in out
+  assert "  BACKBONE = must be given\n      -> run_config.ModelConfig.backbone, soft." in out
+  assert f"  BATCH_SIZE = 4 ({mine})\n      -> train.TrainConfig.batch_size\n" in out
+  assert "  PROMPT_LENGTH = 100 (prompts/soft.gin)\n      -> soft.SoftPrompt.length\n" in out
+  first, last = out.index("  TASK_FEATURE_LENGTHS = must be given"), out.index("  BATCH_SIZE = ")
+  assert first < last
+  assert main(["inspect", "--help", "--gin_file=models/tiny.gin"]) == 0
+  assert "  VOCABULARY = 'tiny' (models/tiny.gin)" in capsys.readouterr().out
+  rivals = [f"--gin_file=prompts/{name}.gin" for name in ("soft", "deep")]
+  assert main(["train", "--help", *rivals]) == 2
+  assert "set twice at the same rank" in capsys.readouterr().err
+
+
 def test_without_a_command(capsys):
   assert main([]) == 2
   assert "COMMAND" in capsys.readouterr().err
