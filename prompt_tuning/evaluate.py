@@ -31,6 +31,8 @@ from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
 METHODS = ("auto", "rank", "decode", "loss")
+# Rows that are enough for metrics to say what they are called.
+_SAMPLE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,19 +131,15 @@ class Evaluator:
     """Whether rows are windows of their questions' contexts (QA_WINDOW)."""
     return self._spec is not None and windows.of_windows(self._spec.source)
 
-  @property
-  def chosen_by(self) -> str:
-    """The metric that comes first in `score`."""
-    return "accuracy" if self.method == "rank" else "loss"
-
-  def score(self, metrics: Mapping[str, float]) -> list[float]:
-    """What the best prompt is chosen by, more is better: accuracy with labels, else the loss.
-
-    Of equal accuracies (of the majority class, say) the one with the smaller label loss is better.
-    """
-    if self.method == "rank":
-      return [metrics["accuracy"], -metrics["label_loss"]]
-    return [-metrics["loss"]]
+  def metric_names(self) -> list[str]:
+    """What an evaluation by this method measures."""
+    if self.method == "loss":
+      return ["loss"]
+    cache, limit = self._caches[0], min(self._limits()[0], _SAMPLE)
+    targets = _targets([self._with_text(cache[row]) for row in range(limit)])
+    names = self._metrics(targets, [target.text for target in targets]).keys() - {"examples"}
+    ranked = {"accuracy", "label_loss"} if self.method == "rank" else set()
+    return sorted(names | ranked | {"loss"})
 
   def __call__(self, trainable: Any, frozen: Any, split: Split) -> Result:
     """Evaluates `split.merge(trainable, frozen)`."""

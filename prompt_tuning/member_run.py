@@ -218,13 +218,13 @@ class MembersTrainer(Trainer):
              "best_step": record["best_step"], "diverged": record["diverged"], **record["metrics"]}
             for i, (each, record) in enumerate(zip(self.members, records, strict=True))]
     self.dir.write_table("members.csv", list(rows[0]), rows)
-    chosen_by = self.evaluator.chosen_by
+    selection = self.selection
     by_rate: dict[float, list[float]] = {}
     for row in rows:
-      by_rate.setdefault(row["learning_rate"], []).append(row[chosen_by])
+      by_rate.setdefault(row["learning_rate"], []).append(selection.value(row))
     if len(by_rate) > 1:
       self.dir.plot_learning_rates([row["learning_rate"] for row in rows],
-                                   [row[chosen_by] for row in rows], chosen_by)
+                                   [selection.value(row) for row in rows], selection.name)
     mean, deviation = mean_and_deviation(
       [record["metrics"] for record in records if record["diverged"] is None])
     complete = [result for result in self.results if result is not None]
@@ -233,7 +233,7 @@ class MembersTrainer(Trainer):
             "ensembles": (self.evaluator.ensembles(complete)
                           if len(complete) == len(records) else {}),
             "learning_rates": [
-              {"rate": rate, chosen_by: statistics.fmean(values), "prompts": len(values)}
+              {"rate": rate, selection.name: statistics.fmean(values), "prompts": len(values)}
               for rate, values in sorted(by_rate.items())] if len(by_rate) > 1 else []}
 
 

@@ -30,6 +30,8 @@ class TrainConfig:
     members: several prompts in this one run; None: one.
     distillation: prompts that teach this run's; None: none.
     eval_settings: of the evaluations during training; None: none.
+    best_metrics: BEST_METRICS, names of metrics whose mean on the validation rows chooses the best
+      step and the best of several prompts; None: the accuracy, or the loss (`selection.py`).
     patience: stop after this many evaluations without a better one; None: never.
     prefetch: batches prepared ahead.
     export_dtype: EXPORT_DTYPE, of the `backbone/` folder that a run which trains one leaves.
@@ -47,6 +49,7 @@ class TrainConfig:
   seed: int = 0
   loss: LossConfig = LossConfig()
   eval_settings: EvalSettings | None = EvalSettings()
+  best_metrics: tuple[str, ...] | None = None
   patience: int | None = None
   prefetch: int = 4
   export_dtype: str = "float32"
@@ -68,9 +71,16 @@ class TrainConfig:
                       wanted=f"a multiple of {pieces}",
                       fix=f"--gin.BATCH_SIZE={-(-self.batch_size // pieces) * pieces}, or a "
                       "NUM_MICROBATCHES that divides it")
-    if self.patience is not None and self.eval_settings is None:
-      raise UserError("Early stopping needs evaluations", found="patience without eval_settings",
-                      wanted="both", fix="set eval_settings, or patience = None")
+    for name in ("patience", "best_metrics"):
+      if getattr(self, name) is not None and self.eval_settings is None:
+        raise UserError("Choosing a step needs evaluations", found=f"{name} without eval_settings",
+                        wanted="both", fix=f"set eval_settings, or {name} = None")
+    if self.best_metrics is not None:
+      names = (self.best_metrics,) if isinstance(self.best_metrics, str) else self.best_metrics
+      if not names:
+        raise UserError("BEST_METRICS is empty", found=repr(self.best_metrics),
+                        wanted="a metric's name, or several", fix="--gin.BEST_METRICS=None")
+      object.__setattr__(self, "best_metrics", tuple(names))
     if self.task.pack and self.model.prompt is not None and self.model.prompt_in_front:
       raise UserError("Packed rows hold a prompt a segment, not one in front",
                       found="TaskConfig.pack = True and ModelConfig.prompt_in_front = True",

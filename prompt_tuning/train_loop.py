@@ -33,6 +33,7 @@ from prompt_tuning.prefetch import Prefetcher
 from prompt_tuning.progress import Progress
 from prompt_tuning.prompted import abstract_params, logical_axes
 from prompt_tuning.run_dir import ReadOnlyRunDir, RunDir, describe, environment
+from prompt_tuning.selection import Selection
 from prompt_tuning.task_setup import TaskSetup, set_up
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.train_config import TrainConfig
@@ -138,6 +139,8 @@ class Trainer:
     self.data = self._data()
     self.evaluator = None if config.eval_settings is None else Evaluator(
       config.model, config.task, config.eval_settings, self.prompt_ids, self.partitioner)
+    self.selection = None if self.evaluator is None else Selection.of(
+      config.best_metrics, self.evaluator)
     hosts.barrier("checked")  # What one host has found free, another does not write to before.
     self.dir.claim(self._settings(), self.corpus)
     self.dir.write_config(operative_config)
@@ -388,7 +391,7 @@ class Trainer:
     """Whether a prompt's result is better than its best one, which `record` then remembers."""
     # What is no number is worse than any, and equal to itself.
     score = [value if math.isfinite(value) else -math.inf
-             for value in self.evaluator.score(result.metrics)]
+             for value in self.selection.score(result.metrics)]
     if record["score"] is not None and score <= record["score"]:
       record["worse"] += 1
       return False

@@ -62,7 +62,7 @@ ROWS = (
   ("5a", "discrete.design", "discrete.autoprompt_config", "recovery"),
   ("5a", "discrete.autoprompt"),
   ("5a", "discrete.commands", "recovery_command"),
-  ("5b", "train_config"),
+  ("5b", "selection", "train_config"),
   ("5b", "train_loop"),
   ("5b", "member_run"),
   ("5b", "train"),

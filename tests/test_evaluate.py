@@ -16,6 +16,7 @@ from prompt_tuning.prompted import add_virtual_tokens
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.run_config import ModelConfig, TaskConfig
+from prompt_tuning.selection import Selection
 from prompt_tuning.tasks import vocabularies
 from prompt_tuning.tasks.spec import TaskSpec
 from prompt_tuning.tasks.windows import Windows
@@ -111,7 +112,8 @@ def test_rank_classification_equals_a_loop_over_inputs_and_labels(evaluator, par
   assert metrics["examples"] == 5
   assert metrics["accuracy"] == pytest.approx((scores.argmax(1) == known).mean())
   assert metrics["loss"] == pytest.approx(-picked.sum() / num_tokens(t for _, t in ROWS), rel=1e-5)
-  assert ranked.score(metrics) == [metrics["accuracy"], -metrics["label_loss"]]
+  assert set(ranked.metric_names()) == metrics.keys() - {"examples"}
+  assert Selection.of(None, ranked).score(metrics) == [metrics["accuracy"], -metrics["label_loss"]]
   normalised = picked - np.log(np.exp(scores).sum(1))
   assert metrics["label_loss"] == pytest.approx(-normalised.mean(), rel=1e-4)
 
@@ -159,7 +161,8 @@ def test_decoding_equals_a_plain_greedy_loop(evaluator, params):
   loss = -sum(log_likelihood(params, *row) for row in ROWS) / num_tokens(t for _, t in ROWS)
   assert result.metrics["loss"] == pytest.approx(loss, rel=1e-5)
   assert 0 <= result.metrics["exact_match"] <= 1
-  assert decoded.score(result.metrics) == [-result.metrics["loss"]]
+  assert set(decoded.metric_names()) == result.metrics.keys() - {"examples"}
+  assert Selection.of(None, decoded).score(result.metrics) == [-result.metrics["loss"]]
 
 
 def test_loss_and_encoder_gap_equal_numpy(evaluator, params):

@@ -18,6 +18,7 @@ from prompt_tuning.prompted import abstract_params, logical_axes
 from prompt_tuning.recovery import RecoverConfig
 from prompt_tuning.task_setup import varied
 from prompt_tuning.tasks import table
+from prompt_tuning.tasks.benchmark_averages import BENCHMARKS
 from prompt_tuning.tasks.variants import Variant
 from prompt_tuning.train_config import TrainConfig
 
@@ -205,6 +206,19 @@ def test_autoprompt_of_shin_2020_builds():
   settings = config.build(AutoPromptConfig)
   assert (settings.candidates, settings.model.prompt.length, settings.sentinel) == (100, 3, True)
   assert settings.task.variant.taskless and table.has(settings.task.name)
+
+
+def test_steps_are_chosen_by_what_the_benchmark_counts():
+  benchmark = {f"super_glue_{name}": parts for name, parts in BENCHMARKS["super_glue"].items()}
+  benchmark |= {f"glue_{name}": BENCHMARKS["glue"][name] for name in ("mrpc", "qqp")}
+  found = {}
+  for path in gin_files.shipped_paths():
+    macros = {setting.key: setting.value for setting in config.read(path).settings}
+    if path.parent.name == "lester2021" and macros.get("MIXTURE_OR_TASK_NAME") in benchmark:
+      labels = table.spec(macros["MIXTURE_OR_TASK_NAME"]).labels
+      found[macros["MIXTURE_OR_TASK_NAME"]] = macros.get(
+        "BEST_METRICS", ("accuracy",) if labels else ("loss",))
+  assert found == {task: tuple(metric for _, metric in parts) for task, parts in benchmark.items()}
 
 
 def test_ablations_vary_one_thing():

@@ -28,7 +28,8 @@ def test_a_super_glue_folder(tmp_path, capfd):
   (place / "train.jsonl").write_text(cb(199, "Long " * 20) + broken)
   (place / "val.jsonl").write_text(cb(8))
   folder = Folder(tmp_path, FILES, SMALL + TASK + PROMPT)
-  settings = {"DATA_DIR": str(tmp_path / "data"), "TRAIN_STEPS": 2, "EVAL_PERIOD": 2}
+  settings = {"DATA_DIR": str(tmp_path / "data"), "TRAIN_STEPS": 2, "EVAL_PERIOD": 2,
+              "BEST_METRICS": ("macro_f1", "accuracy")}
   expected = {"super_glue_cb": {
     "train": {"rows": 199, "unusable": 1, "long_inputs": 1, "long_targets": 0,
               "short_contexts": 0},
@@ -42,6 +43,9 @@ def test_a_super_glue_folder(tmp_path, capfd):
     assert "validation: of" not in said
     assert folder.summary(name)["data"]["by_task"] == expected
   assert folder.prompt_bytes("first") == folder.prompt_bytes("cached")
+  assert main(folder.arguments("other", **settings | {"BEST_METRICS": "em"})) == 2
+  assert "wanted: one of accuracy, label_loss, loss, macro_f1" in capfd.readouterr().err
+  assert not (tmp_path / "other").exists()
   where = str(tmp_path / "cached")
   assert main(["eval", f"--gin.MODEL_DIR={where!r}", "--gin.SPLIT='train'"]) == 0
   found = json.loads((tmp_path / "cached/eval_super_glue_cb_train.json").read_text())
