@@ -160,8 +160,9 @@ def _features(config: AttributeConfig, bank: prompt_bank.Bank, params: Any,
       rest = ids[config.context:]
       out[:len(rest)] = rest
     prompt_ids = np.full(size, row, np.int32) if len(group.prompts) > 1 else None
+    # Sums of many outputs, which a DTYPE of few bits would round off.
     outputs = np.asarray(scoring.call({}, params, Split({}), group.model, decoder_outputs, tokens,
-                                      shift_right(written), prompt_ids))
+                                      shift_right(written), prompt_ids), np.float32)
     sums = np.cumsum(outputs, axis=1)
     for i, target in enumerate(found.targets[first:first + size]):
       # The outputs that read the start and every token but the end of sequence.

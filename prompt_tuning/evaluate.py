@@ -185,6 +185,11 @@ class Evaluator:
     if wanted == "rank" and not labels:
       raise UserError("Rank classification needs labels", found="a task without labels",
                       wanted="a classification task", fix="set EvalSettings.method = 'decode'")
+    if wanted == "decode" and len(self._tasks) > 1:
+      raise UserError("Tasks of a mixture have metrics of their own",
+                      found=f"EvalSettings.method = 'decode' and {len(self._tasks)} tasks",
+                      wanted="the loss of the mixture; `eval` decodes task by task",
+                      fix="set EvalSettings.method = 'loss'")
     if wanted != "auto":
       return wanted
     if labels:

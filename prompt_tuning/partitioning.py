@@ -125,8 +125,8 @@ class Partitioner:
     """The shardings of a train state: moments lie where their parameter does.
 
     Args:
-      state: arrays or shapes; leaves named as a parameter and of its shape are taken for moments
-        of it. The others (counts, factored moments) are small, and replicated.
+      state: arrays or shapes; leaves whose path ends as a parameter's, and of its shape, are taken
+        for moments of it. The others (counts, factored moments) are small, and replicated.
       trainable: the parameters that it is of.
     """
     shapes = {path: leaf.shape for path, leaf in trees.flatten(trainable).items()}
@@ -134,7 +134,9 @@ class Partitioner:
 
     def of(keys: tuple, leaf: Any) -> NamedSharding:
       names = [str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey)]
-      path = "/".join(names)
+      # Ahead of the parameter's path may stand a group's name, which has slashes as well.
+      path = next((path for path in ("/".join(names[i:]) for i in range(len(names)))
+                   if path in shapes), "")
       return known[path] if shapes.get(path) == leaf.shape else self.replicated
 
     return jax.tree_util.tree_map_with_path(of, state)

@@ -17,6 +17,7 @@ are values and scales as here. So the fifty lines that are left are ours.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from flax import struct
 from jax import Array
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.interfaces import DTYPES
+from prompt_tuning.interfaces import DTYPES, T5Config
 
 _BITS = {"int8": 8, "int4": 4}
 STORED = (*DTYPES, *_BITS)
@@ -53,8 +54,8 @@ class Scheme:
     return 2 ** (self.bits - 1) - 1
 
   def groups(self, size: int) -> int:
-    """Of an axis; 1 where the group does not divide it."""
-    return size // self.group if self.group and size % self.group == 0 else 1
+    """Of an axis, which a group divides (`check`)."""
+    return size // self.group if self.group else 1
 
 
 @struct.dataclass
@@ -100,6 +101,29 @@ def scheme_of(stored: str) -> Scheme | None:
   return Scheme(_BITS[name], int(group) if slash else None) if name in _BITS else None
 
 
+def check(stored: str, config: T5Config) -> None:
+  """Checks that FROZEN_DTYPE is a type, and that its groups divide what is summed over.
+
+  Raises:
+    UserError: they do not.
+  """
+  scheme = scheme_of(stored)
+  if scheme is None or scheme.group is None:
+    return
+  axes = {"D": config.emb_dim, "heads x K": config.num_heads * config.head_dim,
+          "F": config.mlp_dim}
+  odd = {name: size for name, size in axes.items() if size % scheme.group}
+  if odd:
+    common = math.gcd(*axes.values())
+    fitting = [size for size in range(2, common + 1) if common % size == 0]
+    nearest_size = min(fitting, key=lambda size: abs(size - scheme.group), default=None)
+    raise UserError("The groups of FROZEN_DTYPE do not divide the weights",
+                    found=f"{stored!r} and " + ", ".join(f"{n} = {s}" for n, s in odd.items()),
+                    wanted=f"a divisor of {common}",
+                    fix=f"--gin.FROZEN_DTYPE={stored.partition('/')[0]}"
+                    + (f"/{nearest_size}" if nearest_size else ""))
+
+
 def scheme_like(leaf: Quantized, axis: int) -> Scheme:
   """The scheme that makes a leaf of these shapes."""
   groups = leaf.scales.shape[axis]
@@ -128,6 +152,11 @@ def quantize(weight: Any, scheme: Scheme, axis: int, xp: Any = jnp) -> Quantized
   scales = xp.where(largest > 0, largest / scheme.largest, 1.0).astype(xp.float32)
   values = xp.round(wide / scales).astype(scheme.dtype).reshape(weight.shape)
   return Quantized(values, scales.squeeze(axis))
+
+
+def whole(weight: Any) -> Any:
+  """A leaf of few bits in float32; any other as it is."""
+  return dequantize(weight, jnp.float32) if isinstance(weight, Quantized) else weight
 
 
 def dequantize(weight: Any, dtype: Any) -> Array:

@@ -68,7 +68,7 @@ class ModelConfig:
 
   def __post_init__(self):
     layout_of(self.layout)
-    quantization.scheme_of(self.frozen_dtype)
+    quantization.check(self.frozen_dtype, self.backbone)
     if self.prompt is not None and self.prompt.config.emb_dim != self.backbone.emb_dim:
       raise UserError("The prompt and the backbone differ in width",
                       found=f"prompt D = {self.prompt.config.emb_dim}",
@@ -203,9 +203,10 @@ class ModelConfig:
     tokenizer = self.tokenizer()
     output = backbone["decoder"].get("logits_dense", {}).get("kernel")
     table = backbone["token_embedder"]["embedding"]
-    if isinstance(table, quantization.Quantized):
-      whole = jax.jit(functools.partial(quantization.dequantize, dtype=jnp.float32))
-      table, output = (None if leaf is None else whole(leaf) for leaf in (table, output))
+    # One of them may be trained, and so be no leaf of few bits.
+    table, output = (jax.jit(quantization.whole)(leaf)
+                     if isinstance(leaf, quantization.Quantized) else leaf
+                     for leaf in (table, output))
     output = hosts.fetch(output)
     sources = Sources(embedding=hosts.fetch(table), encode=tokenizer.encode,
                       num_ordinary=tokenizer.vocab_size - vocabularies.NUM_SENTINELS,

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.evaluate import Evaluator
 
-LOSSES = ("label_loss", "loss")
+# Less is better: losses, the share of answers that are no label, edits to the reference.
+FALLING = ("label_loss", "loss", "not_a_label", "ter")
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
   """Attributes:
-    metrics: whose mean chooses: losses, of which less is better, or others, of which more is.
+    metrics: whose mean chooses: all FALLING, or others, of which more is better.
     by_rank: whether the evaluation ranks labels; then their loss decides among equals.
   """
 
@@ -30,7 +31,7 @@ class Selection:
     """Of BEST_METRICS; None: what suits the task.
 
     Raises:
-      UserError: the evaluation has no such metric, or losses stand beside others.
+      UserError: the evaluation has no such metric, or falling ones stand beside others.
     """
     by_rank = evaluator.method == "rank"
     if given is None:
@@ -40,10 +41,10 @@ class Selection:
       if name not in known:
         raise UserError("The evaluation has no such metric as BEST_METRICS names", found=repr(name),
                         wanted="one of " + ", ".join(known), fix=nearest(name, known))
-    if len({name in LOSSES for name in given}) > 1:
+    if len({name in FALLING for name in given}) > 1:
       raise UserError("BEST_METRICS mixes what should fall with what should rise",
-                      found=", ".join(given), wanted="losses, or others",
-                      fix="leave out " + ", ".join(name for name in given if name in LOSSES))
+                      found=", ".join(given), wanted="metrics of one direction",
+                      fix="leave out " + ", ".join(name for name in given if name in FALLING))
     return cls(tuple(given), by_rank)
 
   @property
@@ -57,5 +58,5 @@ class Selection:
   def score(self, metrics: Mapping[str, float]) -> list[float]:
     """What evaluations are compared by, in this order; more is better."""
     value = self.value(metrics)
-    score = [-value if self.metrics[0] in LOSSES else value]
+    score = [-value if self.metrics[0] in FALLING else value]
     return [*score, -metrics["label_loss"]] if self.by_rank else score

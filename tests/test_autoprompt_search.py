@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import CONFIG, backbone
 
-from prompt_tuning import trees
+from prompt_tuning import quantization, trees
 from prompt_tuning.discrete import words
 from prompt_tuning.discrete.autoprompt import position_of
 from prompt_tuning.discrete.search import Search, answer_states, class_scores, project
@@ -125,6 +125,20 @@ def test_a_trigger_is_the_prompt_of_its_embeddings(problem):
   table = BACKBONE["token_embedder"]["embedding"]
   found = project(3.0 * search.embedding(np.array(PLANTED)), table, ALLOWED)
   assert tuple(found) == PLANTED
+
+
+def test_a_table_of_few_bits_is_searched_as_what_it_stands_for():
+  few = quantization.quantize(BACKBONE["token_embedder"]["embedding"], quantization.Scheme(8), -1)
+  at, (tokens, classes) = np.array([45, 41], np.int32), (part[:AT_ONCE] for part in (
+    rows(0), np.zeros(ROWS, np.int32)))
+  found = [Search(MODEL, {**BACKBONE, "token_embedder": {"embedding": table}}, ANSWERS,
+                  allowed=ALLOWED, candidates=4, over_labels=True, rows_at_once=AT_ONCE)
+           for table in (few, np.asarray(few, np.float32))]
+  np.testing.assert_array_equal(*(search.embedding(at) for search in found))
+  both = [search.swaps(at, 1, search.gradient(at, tokens, classes), tokens, classes)
+          for search in found]
+  for one, other in zip(*both, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_class_scores_sum_over_texts_behind_what_is_given():

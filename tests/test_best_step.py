@@ -35,7 +35,7 @@ def an_evaluator(method, *names):
 
 
 RANKED = an_evaluator("rank", "accuracy", "f1", "label_loss", "loss")
-DECODED = an_evaluator("decode", "em", "f1", "loss")
+DECODED = an_evaluator("decode", "em", "f1", "loss", "ter")
 
 
 @pytest.mark.parametrize("evaluator, given, worse, better", [
@@ -46,6 +46,7 @@ DECODED = an_evaluator("decode", "em", "f1", "loss")
   (RANKED, ("label_loss",), {"accuracy": 0.9, "label_loss": 0.2},
    {"accuracy": 0.1, "label_loss": 0.1}),
   (DECODED, None, {"f1": 60.0, "loss": 1.1}, {"f1": 50.0, "loss": 1.0}),
+  (DECODED, ("ter",), {"ter": 0.9, "loss": 1.0}, {"ter": 0.8, "loss": 1.1}),
   (DECODED, ("f1",), {"f1": 50.0, "loss": 1.0}, {"f1": 60.0, "loss": 1.1}),
   (DECODED, ("f1", "em"), {"f1": 50.0, "em": 40.0, "loss": 1.0},
    {"f1": 49.0, "em": 42.0, "loss": 1.1})])
@@ -60,8 +61,8 @@ def test_value_and_name():
 
 
 @pytest.mark.parametrize("given, message", [
-  (("exact",), "wanted: one of em, f1, loss"), (("examples",), "wanted: one of em, f1, loss"),
-  (("f1", "loss"), "leave out loss")])
+  (("exact",), "wanted: one of em, f1, loss, ter"), (("examples",), "wanted: one of em, f1, loss, ter"),
+  (("f1", "loss"), "leave out loss"), (("f1", "ter"), "leave out ter")])
 def test_metrics_that_cannot_choose(given, message):
   with pytest.raises(UserError) as found:
     Selection.of(given, DECODED)

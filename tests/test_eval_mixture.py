@@ -6,8 +6,9 @@ import pytest
 from small_models import model, save_backbone, save_prompt
 
 from prompt_tuning import eval_mixture
+from prompt_tuning.errors import UserError
 from prompt_tuning.eval_run import EvalConfig, evaluate_run
-from prompt_tuning.evaluate import EvalSettings
+from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 
@@ -99,6 +100,13 @@ def test_the_loss_takes_the_mixture_as_one_stream(evaluate):
   found = eval_mixture.evaluate(evaluate("glue_loss", Mixed("glue_loss"), method="loss"))
   (_, report), = found.reports
   assert report.result.metrics["examples"] == 14 and found.averages == {}
+
+
+def test_a_mixture_as_one_stream_is_not_decoded(evaluate):
+  """`eval` judges task by task; training would judge all rows by the first task's metrics."""
+  config = evaluate("glue_decoded", Mixed("glue_decoded"), method="decode")
+  with pytest.raises(UserError, match="metrics of their own"):
+    Evaluator(config.model, config.task, config.eval_settings)
 
 
 def test_the_average_is_that_of_the_benchmark(evaluate, monkeypatch):

@@ -17,7 +17,7 @@ from prompt_tuning import trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.layouts import Layout, layout_of, workable
-from prompt_tuning.optimizers import AdamW
+from prompt_tuning.optimizers import Adafactor, AdamW
 from prompt_tuning.partitioning import Partitioner, constrain, num_slices
 from prompt_tuning.prompted import PromptedT5, abstract_params, logical_axes
 from prompt_tuning.prompts.soft import SoftPrompt
@@ -115,16 +115,20 @@ def model_and_params():
   return model, abstract_params(model), logical_axes(model)
 
 
-def test_moments_lie_where_their_parameter_does():
+@pytest.mark.parametrize("optimizer, count", [
+  (AdamW(), 3), (Adafactor(momentum=0.9), 3), (Adafactor(factored=False), 2)])
+def test_moments_lie_where_their_parameter_does(optimizer, count):
+  """The parameter among them; Adafactor's moments are below a group's name."""
   _, params, axes = model_and_params()
   partitioner = Partitioner.make("fsdp=2,tensor=2")
   trainable, _ = trees.plan_split(params, ("encoder/layers/mlp/.*",)).split(params)
-  optimizer = AdamW()
   state = jax.eval_shape(lambda tree: new_state(tree, optimizer.build(tree)), trainable)
   placed = partitioner.state(state, trainable, axes)
+  shapes = dict(jax.tree_util.tree_leaves_with_path(state))
+  kernel = trees.flatten(params)["backbone/encoder/layers/mlp/wi_0/kernel"]
   moments = [leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
-             if "wi_0" in jax.tree_util.keystr(path)]
-  assert len(moments) == 3 and {str(spec) for spec in moments} == {
+             if "wi_0" in jax.tree_util.keystr(path) and shapes[path].shape == kernel.shape]
+  assert len(moments) == count and {str(spec) for spec in moments} == {
     str(jax.sharding.PartitionSpec(None, ("fsdp",), ("model",)))}
   assert all(leaf.spec == jax.sharding.PartitionSpec() for path, leaf
              in jax.tree_util.tree_leaves_with_path(placed)

@@ -34,8 +34,7 @@ def by_definition(weight, bits, groups):
   return found
 
 
-@pytest.mark.parametrize("bits,group,groups", [(8, None, 1), (8, 4, 2), (4, None, 1), (4, 2, 4),
-                                               (4, 5, 1)])
+@pytest.mark.parametrize("bits,group,groups", [(8, None, 1), (8, 4, 2), (4, None, 1), (4, 2, 4)])
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_values_and_scales_by_definition(bits, group, groups, xp):
   made = quantization.quantize(xp.asarray(WEIGHT), Scheme(bits, group), -2, xp)
@@ -146,3 +145,25 @@ def test_an_unknown_type_is_an_error(stored):
   with pytest.raises(UserError, match="FROZEN_DTYPE is unknown") as error:
     small_models.model(frozen_dtype=stored)
   assert "'int4/64'" in str(error.value)
+
+
+@pytest.mark.parametrize("stored, fix", [("int4/5", "int4/4"), ("int8/32", "int8/16")])
+def test_groups_that_do_not_divide_the_weights_are_an_error(stored, fix):
+  """D = 16, heads x K = 16, F = 32."""
+  with pytest.raises(UserError, match="groups of FROZEN_DTYPE") as error:
+    small_models.model(frozen_dtype=stored)
+  assert f"--gin.FROZEN_DTYPE={fix}" in str(error.value)
+
+
+@pytest.mark.parametrize("trained", ["table", "output"])
+def test_a_prompt_starts_where_one_of_both_tables_is_trained(trained):
+  config = small_models.model(frozen_dtype="int8")
+  assert not small_models.CONFIG.logits_via_embedding
+  plain = small_models.backbone(3)
+  few = quantised({"backbone": plain}, Scheme(8))["backbone"]
+  mixed = {**few, "token_embedder": (plain if trained == "table" else few)["token_embedder"],
+           "decoder": {**few["decoder"], "logits_dense": (
+             plain if trained == "output" else few)["decoder"]["logits_dense"]}}
+  for made, wanted in zip(jax.tree.leaves(config.start_prompt(mixed, 0)),
+                          jax.tree.leaves(config.start_prompt(plain, 0)), strict=True):
+    np.testing.assert_array_equal(made, wanted)

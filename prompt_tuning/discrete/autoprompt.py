@@ -168,15 +168,16 @@ class AutoPrompt:
     rows = Rows(np.concatenate([data.search.tokens, data.pool.tokens]),
                 np.concatenate([data.search.classes, data.pool.classes]))
     rows = rows.take(slice(len(rows.tokens) // config.batch_size * config.batch_size))
-    table = self._backbone["token_embedder"]["embedding"]
-    params = {"backbone": self._backbone, "prompt": {"embedding": np.asarray(
-      table[np.asarray(start)], np.float32)}}
+    table = np.asarray(self._backbone["token_embedder"]["embedding"], np.float32)
+    params = {"backbone": self._backbone, "prompt": {
+      "embedding": table[np.asarray(start)]}}
     states = np.concatenate([np.asarray(scoring.call(
       {}, params, Split({}), config.model.module(), answer_states,
       rows.tokens[i:i + config.batch_size], prefix=autoprompt_config.prefix(config)))
       for i in range(0, len(rows.tokens), config.batch_size)])
     dense = self._backbone["decoder"].get("logits_dense", {}).get("kernel")
-    output = np.asarray(table if dense is None else dense.T, np.float64)
+    output = table.astype(np.float64) if dense is None else np.asarray(dense, np.float32).T.astype(
+      np.float64)
     keep = words.allowed(self._tokenizer, len(output), words_only=config.words_only)
     assert config.label_words is not None
     found, _ = words.label_words(states.astype(np.float64), rows.classes, output, keep,

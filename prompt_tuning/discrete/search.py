@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from prompt_tuning import quantization
 from prompt_tuning.prompted import PromptedT5
 from prompt_tuning.scoring import label_scores
 
@@ -71,7 +72,7 @@ class Search:
     """
     self.traces: dict[str, int] = {}
     self._backbone = backbone
-    self._table = backbone["token_embedder"]["embedding"]
+    self._table = quantization.whole(backbone["token_embedder"]["embedding"])
     self._answers, self._allowed = jnp.asarray(answers), jnp.asarray(allowed)
     self._rows_at_once = rows_at_once
 
