@@ -144,6 +144,7 @@ class T5Config:
     mlp_activations: ("gelu", "linear") is the gated MLP of T5 1.1, ("relu",) the MLP of T5 1.0.
     logits_via_embedding: T5 1.0 ties the output to the embedding and scales by D^-0.5.
     relative_attention_num_buckets, relative_attention_max_distance: of the shared bias.
+    layer_norm_epsilon: below the root of the norms' mean square.
     dropout_rate: applied where T5 applies it, when dropout is enabled.
     dtype: of the computation.  param_dtype: of the parameters that `init` makes.
     scan_layers: one stacked leaf a kind (`encoder/layers/...`); else `encoder/layers_0/...`.

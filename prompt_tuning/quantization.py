@@ -112,11 +112,12 @@ def check(stored: str, config: T5Config) -> None:
     return
   axes = {"D": config.emb_dim, "heads x K": config.num_heads * config.head_dim,
           "F": config.mlp_dim}
-  odd = {name: size for name, size in axes.items() if size % scheme.group}
+  group = scheme.group
+  odd = {name: size for name, size in axes.items() if size % group}
   if odd:
     common = math.gcd(*axes.values())
     fitting = [size for size in range(2, common + 1) if common % size == 0]
-    nearest_size = min(fitting, key=lambda size: abs(size - scheme.group), default=None)
+    nearest_size = min(fitting, key=lambda size: abs(size - group), default=None)
     raise UserError("The groups of FROZEN_DTYPE do not divide the weights",
                     found=f"{stored!r} and " + ", ".join(f"{n} = {s}" for n, s in odd.items()),
                     wanted=f"a divisor of {common}",

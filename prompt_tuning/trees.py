@@ -126,13 +126,13 @@ def patterns_of(given: Sequence[str]) -> tuple[str, ...]:
   return tuple(given)
 
 
-def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/") -> Split:
+def plan_split(params: Tree, patterns: Sequence[str]) -> Split:
   """Decides what is trained.
 
   Args:
     params: `{"backbone": ..., "prompt": ...}`, arrays or shapes.
-    patterns: regular expressions on paths below `backbone/`.
-    always: prefix of the paths that are trained in any case, but for constants.
+    patterns: regular expressions on paths below `backbone/`; what is below `prompt/` is trained in
+      any case, but for constants.
 
   Raises:
     UserError: a pattern is not a regular expression, matches no leaf, takes layers that do not
@@ -140,9 +140,9 @@ def plan_split(params: Tree, patterns: Sequence[str], *, always: str = "prompt/"
   """
   flat = flatten(params)
   trained: dict[str, tuple[int, int] | None] = {
-    p: None for p in flat if p.startswith(always) and not is_constant(p)}
-  for pattern in patterns:
-    expression, layers = _parse(pattern)
+    p: None for p in flat if p.startswith("prompt/") and not is_constant(p)}
+  for pattern in patterns_of(patterns):
+    expression, layers = parse_pattern(pattern, "TRAINABLE")
     matches = [p for p in flat if p.startswith("backbone/")
                and expression.fullmatch(p.removeprefix("backbone/"))]
     if not matches:
@@ -200,27 +200,41 @@ def _equal(a: Any, b: Any) -> bool:
   return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def _parse(pattern: str) -> tuple[re.Pattern[str], tuple[str, str] | None]:
-  layers = None
-  body = pattern
-  if found := _SLICE.search(pattern):
-    layers, body = (found[1], found[2]), pattern[:found.start()]
+def parse_pattern(pattern: str, setting: str) -> tuple[re.Pattern[str], slice | None]:
+  """A regular expression, and the layers that a slice behind it takes; None without one.
+
+  Raises:
+    UserError: it is no regular expression.
+  """
+  found = _SLICE.search(pattern)
+  layers = slice(*(int(x) if x else None for x in found.groups())) if found else None
   try:
-    return re.compile(body), layers
+    return re.compile(pattern[:found.start()] if found else pattern), layers
   except re.error as error:
-    raise UserError("A TRAINABLE pattern is not a regular expression",
-                    found=f"{pattern!r}: {error}", wanted="e.g. 'encoder/layers/mlp/.*[-2:]'",
+    raise UserError(f"A pattern of {setting} is not a regular expression",
+                    found=f"{pattern!r}: {error}", wanted="such as '.*/mlp/.*' or '.*/mlp/.*[-2:]'",
                     fix="correct the pattern") from error
 
 
-def _span(pattern: str, path: str, leaf: Any, layers: tuple[str, str]) -> tuple[int, int] | None:
+def span_of(layers: slice, size: int, pattern: str, setting: str) -> tuple[int, int]:
+  """The first layer that a slice takes of so many, and the one after its last.
+
+  Raises:
+    UserError: it takes none.
+  """
+  start, stop, _ = layers.indices(size)
+  if start >= stop:
+    raise UserError(f"A pattern of {setting} takes no layer",
+                    found=f"{pattern!r} of {size} layers",
+                    wanted=f"start < stop within 0 ... {size}", fix="correct the slice")
+  return start, stop
+
+
+def _span(pattern: str, path: str, leaf: Any, layers: slice) -> tuple[int, int] | None:
   if "/layers/" not in path:
     raise UserError("A TRAINABLE pattern slices a parameter that has no layer axis",
                     found=f"{pattern!r} matches {path}", wanted="leaves below .../layers/",
                     fix="leave the [start:stop] out, or narrow the pattern")
   size = leaf.shape[0]
-  start, stop, _ = slice(*(int(x) if x else None for x in layers)).indices(size)
-  if start >= stop:
-    raise UserError("A TRAINABLE pattern takes no layer", found=f"{pattern!r} of {size} layers",
-                    wanted=f"start < stop within 0 ... {size}", fix="correct the slice")
-  return None if (start, stop) == (0, size) else (start, stop)
+  span = span_of(layers, size, pattern, "TRAINABLE")
+  return None if span == (0, size) else span

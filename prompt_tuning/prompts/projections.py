@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from prompt_tuning import trees
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.interfaces import PromptValues, StackValues, T5Config
 
-_SLICE = re.compile(r"\[(-?\d*):(-?\d*)\]$")
 _KERNEL = re.compile(r"(encoder|decoder)/layers(?:_(\d+))?/(.+)/kernel")
 
 
@@ -95,14 +95,15 @@ def choose(config: T5Config, patterns: Sequence[str], field: str) -> tuple[Proje
   known = {projection.path: projection for projection in all_projections(config)}
   chosen: dict[str, Projection] = {}
   for pattern in patterns:
-    expression, span = _parse(pattern, field)
+    expression, layers = trees.parse_pattern(pattern, field)
     paths = [path for path in known if expression.fullmatch(path)]
     if not paths:
       raise UserError(f"A pattern of {field} matches no projection", found=repr(pattern),
                       wanted="a regular expression on whole names such as 'encoder/mlp/wo'",
                       fix=nearest(expression.pattern, known))
     for path in paths:
-      found = _sliced(known[path], span, pattern, field)
+      start, stop = trees.span_of(layers or slice(None), known[path].num_layers, pattern, field)
+      found = dataclasses.replace(known[path], start=start, stop=stop)
       if chosen.setdefault(path, found) != found:
         old = chosen[path]
         raise UserError(f"Two patterns of {field} take different layers of one projection",
@@ -157,25 +158,3 @@ def edit_kernels(backbone: Mapping[str, Any], chosen: Sequence[Projection],
 def over_last_axis(vector: Array, like: Array) -> Array:
   """`[n] -> [1, ..., 1, n]`, with the rank and dtype of `like`."""
   return vector.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
-
-
-def _parse(pattern: str, field: str) -> tuple[re.Pattern[str], slice]:
-  found = _SLICE.search(pattern)
-  body = pattern[:found.start()] if found else pattern
-  span = slice(*(int(x) if x else None for x in found.groups())) if found else slice(None)
-  try:
-    return re.compile(body), span
-  except re.error as error:
-    raise UserError(f"A pattern of {field} is not a regular expression",
-                    found=f"{pattern!r}: {error}", wanted="e.g. 'decoder/mlp/.*[-2:]'",
-                    fix="correct the pattern") from error
-
-
-def _sliced(projection: Projection, span: slice, pattern: str, field: str) -> Projection:
-  start, stop, _ = span.indices(projection.num_layers)
-  if start >= stop:
-    raise UserError(f"A pattern of {field} takes no layer",
-                    found=f"{pattern!r} of {projection.num_layers} layers",
-                    wanted=f"start < stop within 0 ... {projection.num_layers}",
-                    fix="correct the slice")
-  return dataclasses.replace(projection, start=start, stop=stop)

@@ -49,17 +49,7 @@ class SoftPrompt(PromptMethod):
       axes, shape = ("prompt_bank", *axes), (self.num_prompts, *shape)
     table = self.param("embedding", nn.with_logical_partitioning(nn.initializers.zeros, axes),
                        shape, jnp.float32)
-    if self.num_prompts > 1:
-      if context.prompt_ids is None:
-        if not self.is_initializing():
-          raise UserError("A bank of prompts was used without prompt ids", found="prompt_ids=None",
-                          wanted=f"[B] ids below {self.num_prompts}",
-                          fix="give the batch `prompt_ids`, or set num_prompts to 1")
-        # Initialisation has no batch; row 0 has the right shape.
-        table = table[:1]
-      else:
-        table = jnp.take(table, jnp.clip(context.prompt_ids, 0, self.num_prompts - 1), axis=0)
-    return PromptValues(embeds=table)
+    return PromptValues(embeds=self.choose(table, context))
 
   def initial_params(self, key: Array, params: dict, sources: Sources) -> dict:
     """The tree to start training from; `params` is replaced."""
