@@ -50,7 +50,7 @@ def train(folder: pathlib.Path) -> None:
   """The prompts and the attribute model, by the commands."""
   control_text.write(folder / "data")
   for name in ("all", WANTED, OTHER):
-    if (folder / name / "summary.json").is_file():
+    if shipped_model.is_finished(folder / name):
       continue
     shipped_model.command([
       "train", "--gin_file=models/tiny.gin", "--gin_file=prompts/soft.gin",

@@ -18,7 +18,7 @@ import time
 
 import jax
 
-from benchmarks.shipped_model import command, flags, lines_of, mean_and_deviation
+from benchmarks.shipped_model import command, flags, is_finished, lines_of, mean_and_deviation
 from prompt_tuning import host_memory
 
 
@@ -112,11 +112,13 @@ def run(name: str, method: str, seed: int | None, out: pathlib.Path, steps: int,
   model = extra or SMALL
   settings = [f"--gin_file=papers/{shift.file or f'shift_{name}'}.gin"]
   if not extra:
-    settings += [*flags(shift.settings), *shift.flags]
+    settings += [*flags(shift.settings), *shift.flags, "--gin.BEST_METRICS=None"]
     steps = shift.steps or steps
   command(["train", *model, *settings, *METHODS[method], f"--gin.MODEL_DIR={str(folder)!r}",
            f"--gin.RANDOM_SEED={seed or 0}", f"--gin.TRAIN_STEPS={steps}",
            f"--gin.EVAL_PERIOD={steps // 2}", "--gin.evaluate.EvalSettings.max_examples=256"], log)
+  if not is_finished(folder):
+    raise SystemExit(f"{folder.name} was told to stop; the same command goes on with it")
   trained = time.process_time() - began
   results = []
   for each in SEEDS if seed is None else (seed,):

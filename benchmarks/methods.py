@@ -168,7 +168,7 @@ def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathli
     # Compiled programs of a run are of no use to the next one.
     jax.clear_caches()
   found = json.loads(summary.read_text())
-  if found["interrupted"]:
+  if not shipped_model.is_finished(folder):
     raise SystemExit(f"{folder.name} was told to stop; the same command goes on with it")
   return found
 

@@ -117,7 +117,7 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
     command(training, out / f"{name}.log")
   else:
     command(training, out / f"{name}.log")
-    if json.loads((model_dir / "summary.json").read_text())["interrupted"]:
+    if not is_finished(model_dir):
       raise SystemExit(f"{name} was told to stop; the same command goes on with it")
     command(["eval", f"--gin.MODEL_DIR={str(model_dir)!r}", "--gin.SPLIT='test'"],
              out / f"{name}.log")
@@ -151,6 +151,12 @@ def command(arguments: list[str], log: pathlib.Path) -> None:
     code = main.main(arguments)
   if code:
     raise SystemExit(f"prompt-tuning {arguments[0]} failed ({code}): see {log}")
+
+
+def is_finished(model_dir: pathlib.Path) -> bool:
+  """Whether a run has come to its end; a summary is there from its start on."""
+  summary = model_dir / "summary.json"
+  return summary.is_file() and json.loads(summary.read_text()).get("interrupted") is False
 
 
 def multi_reference_bleu(predictions: pathlib.Path, references: pathlib.Path) -> float:

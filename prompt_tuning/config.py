@@ -126,6 +126,10 @@ def _literal(name: str, text: str) -> str:
     if constant:
       raise UserError(f"--gin.{name} has no gin value", found=text, wanted=constant,
                       fix=f"did you mean --gin.{name}={constant}?") from None
+    if re.match(r"\{\w+\}", text):
+      raise UserError(f"--gin.{name} has no gin value", found=text,
+                      wanted="a text in quotes, of which the shell takes off one pair",
+                      fix=f"--gin.{name}=\"{text!r}\"") from None
     if text == "-" or (re.match(r"[A-Za-z_./~]", text) and "\n" not in text):
       return repr(text)
     raise

@@ -13,6 +13,18 @@ from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
 
+# What T5X's users look for -> what it is here.
+T5X_NAMES = {
+  **dict.fromkeys(("PjitPartitioner", "num_partitions", "NUM_PARTITIONS",
+                   "ACTIVATION_PARTITIONING_DIMS", "PARAMETER_PARTITIONING_DIMS"),
+                  "--gin.LAYOUT=... says how a model is split (docs/scale.md)"),
+  "EVAL_STEPS": "--gin.evaluate.EvalSettings.max_examples=N limits an evaluation, in rows",
+  "ACTIVATION_DTYPE": "the macro is DTYPE",
+  "LOSS_NORMALIZING_FACTOR": "leave it out: the loss is a mean over the target tokens",
+  "EVAL_OUTPUT_DIR": "the macro is OUTPUT_DIR",
+  "INFER_OUTPUT_DIR": "the macro is OUTPUT_FILE",
+  "CHECKPOINT_PATH": "a backbone is INITIAL_CHECKPOINT_PATH, a run MODEL_DIR, a prompt PROMPT_FILE",
+}
 RANKS = ("commands", "models", "prompts", "inits", "controls", "runs", "papers", "user files",
          "overrides")
 USER_RANK, OVERRIDE_RANK = len(RANKS) - 2, len(RANKS) - 1
@@ -221,6 +233,8 @@ def _prefixes(scope: str) -> list[str]:
 
 
 def _how_to_use(macro: str, macros: Collection[str], shipped: Sequence[Source]) -> str:
+  if macro in T5X_NAMES:
+    return T5X_NAMES[macro]
   readers = [source.label for source in shipped
              if any(ref == Macro(macro) for s in source.settings for ref in references(s.value))]
   files = [label for label in readers if not label.startswith(("commands/", "t5x/"))]

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.gin_files import Reference, Setting, Source
+from prompt_tuning.gin_files import T5X_NAMES, Reference, Setting, Source
 
 
 def resolve(sources: Sequence[Source], overrides: Source) -> dict[str, Any]:
@@ -108,10 +108,12 @@ def _target(selector: str, symbols: Mapping[str, ModuleType], setting: Setting) 
   if head not in symbols:
     classes = [f"{name}.{member}" for name, module in symbols.items()
                for member in _members(module)]
-    close = nearest(selector, classes)
+    parts = [*selector.split("."), setting.parameter]
+    close = next((T5X_NAMES[part] for part in parts if part in T5X_NAMES),
+                 nearest(selector, classes))
     raise UserError(f"Unknown module {head!r}", found=setting,
                     wanted="module.Class.field, of a module that the gin file imports",
-                    fix=close if close.startswith("did you mean") else nearest(head, symbols))
+                    fix=nearest(head, symbols) if close.startswith("choose") else close)
   target: Any = symbols[head]
   for depth, name in enumerate(rest):
     if not hasattr(target, name):

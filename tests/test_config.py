@@ -231,6 +231,18 @@ def test_misspelt_macros(toy, user):
   assert f"{mine} line 2" in message([*RUN, mine])
 
 
+def test_names_of_t5x(toy):
+  assert "EvalSettings.max_examples" in message(RUN, ["EVAL_STEPS = 4"])
+  assert "LAYOUT" in message(RUN, ["partitioning.PjitPartitioner.num_partitions = 4"])
+
+
+def test_a_text_in_braces_wants_quotes():
+  with pytest.raises(UserError) as error:
+    config.split_gin_flags(["--gin.INPUTS={sentence}"])
+  assert "fix:    --gin.INPUTS=\"'{sentence}'\"" in str(error.value)
+  assert config.split_gin_flags(["--gin.INPUTS='{sentence}'"])[0] == ["INPUTS = '{sentence}'"]
+
+
 def test_a_macro_of_a_shipped_file_that_is_not_loaded(toy):
   assert "add --gin_file=inits/class_labels.gin" in message(RUN, ["CLASS_LABELS = ['a']"])
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.interfaces import T5Config
+from prompt_tuning.interfaces import EOS_ID, PAD_ID, T5Config
 
 EMBEDDING, OUTPUT = "shared.weight", "lm_head.weight"
 # Copies of the embedding in files of transformers 4, and a bias that early files have and no
@@ -24,6 +24,7 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 # What architecture fields are called in config.json.
 SIZES = {"vocab_size": "vocab_size", "emb_dim": "d_model", "num_heads": "num_heads",
          "head_dim": "d_kv", "mlp_dim": "d_ff", "num_encoder_layers": "num_layers"}
+SPECIAL_IDS = {"decoder_start_token_id": 0, "pad_token_id": PAD_ID, "eos_token_id": EOS_ID}
 ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear"),
                "gated-silu": ("silu", "linear"), "gated-relu": ("relu", "linear")}
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -108,7 +109,8 @@ def config_from(theirs: Mapping[str, Any], *, is_tied: bool, where: str) -> T5Co
     where: the file, for messages.
 
   Raises:
-    UserError: not a T5; a size that is none; an output that this T5 does not have.
+    UserError: not a T5; a size that is none; other special tokens, or an output that this T5 does
+      not have.
   """
   kind = theirs.get("model_type")
   if kind not in ("t5", "mt5"):
@@ -134,6 +136,11 @@ def config_from(theirs: Mapping[str, Any], *, is_tied: bool, where: str) -> T5Co
     raise UserError("config.json has a layer_norm_epsilon that is none",
                     found=f"{where}: {epsilon!r}", wanted="a small number, 1e-06",
                     fix="fetch config.json again")
+  for name, ours in SPECIAL_IDS.items():
+    if theirs.get(name, ours) not in (ours, [ours], None):
+      raise UserError("config.json has special tokens of its own",
+                      found=f"{where}: {name} = {theirs[name]!r}", wanted=f"{ours}, as T5 has it",
+                      fix="use a checkpoint with T5's padding, start and end of sequence")
   scaled = is_scaled(theirs)
   if scaled and not is_tied:
     raise UserError(
@@ -175,4 +182,4 @@ def config_to(config: T5Config, model_type: str = "t5") -> dict[str, Any]:
     "initializer_factor": 1.0, "use_cache": True,
     # Both: transformers 4 reads the first, and so do releases of 5 that lose the second.
     "tie_word_embeddings": tied, "scale_decoder_outputs": tied,
-    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    **SPECIAL_IDS}

@@ -19,6 +19,9 @@ from prompt_tuning.errors import UserError
 
 BUCKET = "gs://"
 _GCS = re.compile(r"gs://([^/]+)/?(.*)", re.DOTALL)
+_ANSWER_SECONDS = 60
+# A minute in all, where tensorstore's own 32 attempts take a quarter of an hour.
+_RETRIES = {"max_retries": 8, "initial_delay": "0.5s", "max_delay": "10s"}
 
 
 class Store:
@@ -84,14 +87,27 @@ class Store:
 
 
 def exists(path: str) -> bool:
-  """Whether there is such a file, on the disk or in a bucket; never raises."""
+  """Whether there is such a file, on the disk or in a bucket.
+
+  Raises:
+    UserError: the bucket does not answer.
+  """
   if not path.startswith(BUCKET):
     return os.path.isfile(path)
   folder, _, name = path.rpartition("/")
-  try:
-    return ts.KvStore.open(_spec(folder)).result().read(name).result().state == "value"
-  except (ValueError, OSError, UserError):
+  if _GCS.fullmatch(folder) is None:
     return False
+  try:
+    found = ts.KvStore.open(_spec(folder)).result().read(name).result(timeout=_ANSWER_SECONDS)
+    return found.state == "value"
+  except TimeoutError:
+    why = f"no answer in {_ANSWER_SECONDS} seconds"
+  except (ValueError, OSError) as error:
+    why = first_line(error)
+  raise UserError("The bucket cannot be read", found=f"{path}: {why}",
+                  wanted="a bucket that this machine reaches and may read",
+                  fix="correct the address, see to the network or the credentials (`gcloud auth "
+                  "application-default login`), or copy the checkpoint here")
 
 
 def join(folder: str, name: str) -> str:
@@ -104,7 +120,8 @@ def _spec(folder: str) -> dict[str, Any]:
     if found is None:
       raise UserError("This is not the address of a checkpoint in a bucket", found=folder,
                       wanted="gs://BUCKET/FOLDER", fix="correct the address")
-    return {"driver": "gcs", "bucket": found[1], "path": (found[2].rstrip("/") + "/").lstrip("/")}
+    return {"driver": "gcs", "bucket": found[1], "path": (found[2].rstrip("/") + "/").lstrip("/"),
+            "context": {"gcs_request_retries": _RETRIES}}
   return {"driver": "file", "path": os.path.abspath(folder) + "/"}
 
 

@@ -75,7 +75,7 @@ def arguments(job: str, flags: Sequence[str], t5x: pathlib.Path) -> list[str]:
   own = [part for part in options.gin_search_paths.split(",") if part]
   # T5X's includes say t5x/configs/..., ours t5x/models/...: one folder each.
   search = [*own, str(gin_files.shipped_folder()), str(t5x.parent)]
-  _check_macros(files, bindings, search)
+  _check_macros(files, bindings, search, t5x)
   return [sys.executable, "-m", f"t5x.{job}", f"--gin_search_paths={','.join(search)}",
           *(f"--gin_file={name}" for name in files),
           *(f"--gin.{_absolute(binding).replace(' = ', '=', 1)}" for binding in bindings), *others]
@@ -103,12 +103,22 @@ def _check_files(job: str, files: Sequence[str]) -> None:
                     f"--gin_file={wanted}")
 
 
-def _check_macros(files: Sequence[str], bindings: Sequence[str], search: Sequence[str]) -> None:
+def _check_macros(files: Sequence[str], bindings: Sequence[str], search: Sequence[str],
+                  t5x: pathlib.Path) -> None:
+  """Refuses what the user sets, on the command line or in a file of theirs, and nothing reads."""
   known = config.macros_of(files, search)
-  for binding in bindings:
-    name = binding.split(" = ")[0]
-    if "." not in name and "/" not in name and name not in known:
-      raise UserError(f"Nothing reads the macro {name}", found=binding,
+  given = [(binding.split(" = ")[0], binding) for binding in bindings]
+  given = [(name, binding) for name, binding in given if "." not in name and "/" not in name]
+  # Files of T5X and of others, which theirs include, set more than they read.
+  named = {gin_files.find(name, search).resolve() for name in files}
+  own = [source for source in config.read_files(files, search)
+         if source.rank == gin_files.USER_RANK and (path := pathlib.Path(source.label)) in named
+         and not path.is_relative_to(t5x.resolve())]
+  given += [(setting.key, str(setting)) for source in own for setting in source.settings
+            if not setting.parameter]
+  for name, found in given:
+    if name not in known:
+      raise UserError(f"Nothing reads the macro {name}", found=found,
                       wanted="a macro that one of the gin files reads as %NAME",
                       fix=nearest(name, sorted(known)))
 

@@ -14,7 +14,7 @@ from flax import serialization, traverse_util
 from sources import CONFIG, TIED, arrays, assert_equal, parts, reader
 
 from prompt_tuning import trees
-from prompt_tuning.checkpoints import t5x_legacy, t5x_orbax
+from prompt_tuning.checkpoints import storage, t5x_legacy, t5x_orbax
 from prompt_tuning.checkpoints.leaves import MemoryReader
 from prompt_tuning.checkpoints.stacking import in_layout, is_stacked
 from prompt_tuning.checkpoints.t5x_names import Scanned
@@ -258,6 +258,14 @@ def test_a_bucket_that_lacks_a_file(tmp_path, bucket):
   del bucket["weights/t5/target.token_embedder.embedding/0.0"]
   with pytest.raises(UserError, match="embedding/0.0: this part of the array is missing"):
     t5x_legacy.open_checkpoint("gs://weights/t5").read("token_embedder/embedding")
+
+
+def test_a_bucket_that_does_not_answer(monkeypatch):
+  monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "http://127.0.0.1:9")
+  monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+  monkeypatch.setattr(storage, "_RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
+  with pytest.raises(UserError, match="The bucket cannot be read\n(.*\n)*.*credentials"):
+    t5x_legacy.matches("gs://weights/t5/checkpoint_5")
 
 
 def test_orbax_is_not_written_to_a_bucket():

@@ -62,6 +62,20 @@ def test_mistakes(t5x, job, flags, message):
     command.arguments(job, flags, t5x)
 
 
+def test_a_macro_that_nothing_reads_in_a_file(t5x, tmp_path):
+  """In the user's own; T5X's files, and what others' files set for others, are left alone."""
+  theirs, mine = tmp_path / "theirs.gin", tmp_path / "mine.gin"
+  theirs.write_text("UNUSED = 1\n")
+  (t5x / "theirs_too.gin").write_text("UNUSED = 1\n")
+  mine.write_text(f"include '{theirs}'\nTRAIN_STEPZ = 5\n")
+  with pytest.raises(UserError, match="TRAIN_STEPZ(.*\n)*.*mine.gin line 2(.*\n)*.*'TRAIN_STEPS'"):
+    command.arguments("train", [*FILES, f"--gin_file={mine}"], t5x)
+  mine.write_text(f"include '{theirs}'\nTRAIN_STEPS = 5\n")
+  found = command.arguments("train", [*FILES, f"--gin_file={mine}",
+                                      "--gin_file=t5x/theirs_too.gin"], t5x)
+  assert f"--gin_file={mine}" in found
+
+
 def test_a_scope_or_a_field_is_left_to_gin(t5x):
   found = command.arguments("train", [*FILES, "--gin.utils.SaveCheckpointConfig.keep=3"], t5x)
   assert found[-1] == "--gin.utils.SaveCheckpointConfig.keep=3"
