@@ -117,7 +117,7 @@ def test_an_mlp_that_transformers_does_not_have():
   ({"feed_forward_proj": ["relu"]}, "config.json has an unknown feed_forward_proj", "['relu']"),
   ({"layer_norm_epsilon": "small"}, "config.json has a layer_norm_epsilon that is none", "small"),
   ({"eos_token_id": 2}, "config.json has special tokens of its own", "eos_token_id = 2"),
-  ({"decoder_start_token_id": 3}, "config.json has special tokens of its own", "start_token_id = 3"),
+  ({"decoder_start_token_id": 3}, "config.json has special tokens of its own", "token_id = 3"),
   ({"pad_token_id": [0, 1]}, "config.json has special tokens of its own", "pad_token_id")])
 def test_configurations_of_no_t5(changes, what, found):
   error = error_of(RELEASES["t5_1_1"] | changes)
