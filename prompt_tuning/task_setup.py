@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.tasks import registry, table, vocabularies
+from prompt_tuning.tasks import identity, registry, table, vocabularies
 from prompt_tuning.tasks.few_shot import Room
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 from prompt_tuning.token_cache import TokenCache
@@ -22,7 +22,7 @@ class TaskSetup:
     parts: its seqio tasks by name.
     rows: our table's row behind each part; None for tasks that a user registered with seqio.
     stochastic: names of the parts whose preprocessors draw random numbers.
-    fingerprint: of all sources' text that we know.
+    fingerprint: of all sources' text; of a user's seqio tasks, of what `tasks/identity.py` tells.
     order: the parts' names to users, as the mixture has them; seqio sorts its own by name.
   """
 
@@ -78,8 +78,10 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   rows = {each.name: registry.row_of(each.name) for each in tasks}
   stochastic = tuple(name for name, row in rows.items()
                      if (config.stochastic if row is None else row.objective is not None))
-  known = sorted({row.source.fingerprint() for row in rows.values() if row is not None})
-  fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16] if known else ""
+  known = sorted({
+    identity.of_task(each, each.splits, with_source=True, use_cached=config.use_cached)
+    if rows[each.name] is None else rows[each.name].source.fingerprint() for each in tasks})
+  fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16]
   setup = TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
   spec = table.spec(row) if isinstance(row, str) and table.has(row) else row
   known_as = list(setup.names.values())
