@@ -193,13 +193,26 @@ def _folder_name(task: seqio.Task, split: str, epoch_seed: int | None, fingerpri
   return "-".join([re.sub(r"[^A-Za-z0-9_.]+", "_", task.name), split, key])
 
 
-def _chunks(task: seqio.Task, split: str, seed: int | None,
-            use_cached: bool) -> Iterator[dict[str, Ragged]]:
+def dataset_of(task: seqio.Task, split: str, seed: int | None,
+               use_cached: bool) -> tf.data.Dataset:
+  """The rows of a task with all of their features, untrimmed, in the order of its cache.
+
+  Args:
+    seed: what the preprocessors draw from; None: they draw nothing.
+    use_cached: read seqio's offline cache instead of the source.
+  """
+  options = tf.data.Options()
+  options.deterministic = True
   # Preprocessors that draw numbers without being declared stochastic still give one fixed result.
   with _BUILDING:
-    dataset = task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
-                               shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
-                               try_in_mem_cache=False)
+    return task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
+                            shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
+                            try_in_mem_cache=False).with_options(options)
+
+
+def _chunks(task: seqio.Task, split: str, seed: int | None,
+            use_cached: bool) -> Iterator[dict[str, Ragged]]:
+  dataset = dataset_of(task, split, seed, use_cached)
   spec = dataset.element_spec
   texts = {f"{name}_text": f"{name}_pretokenized" for name in FEATURES}
   with_text = seed is None and all(
@@ -208,9 +221,7 @@ def _chunks(task: seqio.Task, split: str, seed: int | None,
   if with_text and "extras" in spec:  # what the metrics want besides (`tasks/metrics.py`)
     texts["extras_text"] = "extras"
   kept = [*FEATURES, *(texts.values() if with_text else ())]
-  options = tf.data.Options()
-  options.deterministic = True
-  dataset = dataset.map(lambda row: {key: row[key] for key in kept}).with_options(options)
+  dataset = dataset.map(lambda row: {key: row[key] for key in kept})
   for chunk in dataset.ragged_batch(CHUNK_ROWS):
     rows = {name: _ragged_ids(chunk[name]) for name in FEATURES}
     if with_text:

@@ -23,6 +23,7 @@ from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
+from prompt_tuning.seqio_metrics import SeqioMetrics
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies, windows
 from prompt_tuning.tasks.metrics import Target
@@ -114,6 +115,8 @@ class Evaluator:
     self._labels = self._label_ids() if self.method == "rank" else None
     if self.method != "loss":
       self._check_targets()
+    self._seqio_metrics = (self._metrics_of_seqio(task.use_cached)
+                           if self.method == "decode" and self._is_a_users else None)
     self.check_prompt(model.prompt)
 
   def check_prompt(self, prompt: Any) -> None:
@@ -190,8 +193,20 @@ class Evaluator:
     if labels:
       return "rank"
     denoising = spec is not None and spec.objective is not None
-    has_metrics = all(task.metric_fns for task in self._tasks)
+    # A metric that texts are not enough for is an error, not a reason to measure something else.
+    has_metrics = all(task.metric_objs for task in self._tasks)
     return "decode" if has_metrics and not denoising and len(self._tasks) == 1 else "loss"
+
+  @property
+  def _is_a_users(self) -> bool:
+    """Whether this is one task that a user registered with seqio."""
+    return list(self._setup.rows.values()) == [None]
+
+  def _metrics_of_seqio(self, use_cached: bool) -> SeqioMetrics:
+    limit = self._limits()[0]
+    targets = [self._with_text(self._caches[0][i])["targets_text"] for i in range(limit)]
+    return SeqioMetrics(self._tasks[0], self._settings.split, limit, targets,
+                        use_cached=use_cached)
 
   def _cache(self, each: seqio.Task, config: TaskConfig, *, stochastic: bool,
              fingerprint: str) -> TokenCache:
@@ -364,7 +379,9 @@ class Evaluator:
 
   def _metrics(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {"examples": float(len(targets))}
-    # Functions of a user's own seqio task know nothing of ours: they get texts.
+    if self._seqio_metrics is not None:
+      return values | self._seqio_metrics(predictions)
+    # In a mixture there may be functions that know nothing of ours: they get texts.
     known = targets if self._spec is not None else [target.text for target in targets]
     for metric in self._tasks[0].metric_fns:
       values |= {name: float(value) for name, value in metric(known, predictions).items()}
