@@ -66,7 +66,8 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   """Resolves names, imports modules, registers with seqio; reads no row but for the fingerprint.
 
   Raises:
-    UserError: there is no such task or module, or it cannot be varied as wanted.
+    UserError: there is no such task or module, it cannot be varied as wanted, or a user's own
+      task has another vocabulary.
   """
   row = config.name if config.source is None else config.source.spec()
   if config.variant.changed:
@@ -76,6 +77,9 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
                           leading_sentinel=config.leading_sentinel)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
+  for each in tasks:
+    if rows[each.name] is None:
+      identity.check_vocabulary(each, vocabulary)
   stochastic = tuple(name for name, row in rows.items()
                      if (config.stochastic if row is None else row.objective is not None))
   known = sorted({

@@ -19,6 +19,9 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from prompt_tuning.errors import UserError
+from prompt_tuning.tasks import vocabularies
+
 _FEATURES = ("inputs", "targets")
 _DEPTH = 6
 _PLAIN = (str, bytes, int, float, complex, type(None), re.Pattern, pathlib.PurePath)
@@ -49,6 +52,38 @@ def vocabulary(value: seqio.Vocabulary) -> str:
   parts = (type(value).__name__, value.vocab_size, value.extra_ids, value.eos_id,
            hashlib.sha256(model).hexdigest() if model else None)
   return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()
+
+
+def check_vocabulary(task: seqio.Task, name: str) -> None:
+  """Whether a user's task has the ids of VOCABULARY, in which the model is asked and read.
+
+  A vocabulary that only passes ids on is not asked; sentinels may be left out.
+
+  Raises:
+    UserError: it has others.
+  """
+  for feature in _FEATURES:
+    if feature not in task.output_features:
+      continue
+    own = task.output_features[feature].vocabulary
+    if isinstance(own, seqio.PassThroughVocabulary) or _has_same_ids(own, name):
+      continue
+    raise UserError(f"The {feature} of {task.name!r} are tokenised with another vocabulary",
+                    found=f"{type(own).__name__} of {own.vocab_size} ids",
+                    wanted=f"the ids of VOCABULARY = {name!r}",
+                    fix="give the task vocabularies.load(VOCABULARY) of prompt_tuning.tasks, or "
+                    "set VOCABULARY to the task's")
+
+
+def _has_same_ids(own: seqio.Vocabulary, name: str) -> bool:
+  if isinstance(own, seqio.SentencePieceVocabulary) and name != "bytes":
+    return (vocabularies.fingerprint_of(own.sp_model) == vocabularies.fingerprint(name)
+            or vocabulary(own) == vocabulary(vocabularies.load(name)))
+  if type(own) is seqio.ByteVocabulary or isinstance(own, seqio.SentencePieceVocabulary):
+    return type(own) is seqio.ByteVocabulary and name == "bytes"
+  # What else users write can only be tried.
+  text = "The quick brown fox (1969): naïve, 17 % — \"yes\"."
+  return list(own.encode(text)) == vocabularies.load_light(name).encode(text)
 
 
 def describe(value: object) -> str:

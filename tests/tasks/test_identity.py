@@ -12,9 +12,10 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.data import cache_task
+from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.task_setup import set_up
-from prompt_tuning.tasks import identity
+from prompt_tuning.tasks import identity, vocabularies
 
 FEATURES = {name: seqio.Feature(seqio.ByteVocabulary()) for name in ("inputs", "targets")}
 MODULE = '''
@@ -122,3 +123,33 @@ def test_the_run_knows_its_data_by_it(file, monkeypatch):
     assert set_up(config, "bytes").fingerprint != before
   finally:
     seqio.TaskRegistry.remove("lines_of_a_run")
+
+
+@pytest.mark.parametrize("own, name, same", [
+  (seqio.ByteVocabulary(), "bytes", True), (seqio.ByteVocabulary(extra_ids=9), "bytes", True),
+  (seqio.ByteVocabulary(), "tiny", False), (vocabularies.load("tiny"), "tiny", True),
+  (vocabularies.load("tiny"), "bytes", False), (seqio.PassThroughVocabulary(9), "tiny", True),
+  # Sentinels may be left out; others than T5's have other ids.
+  (seqio.SentencePieceVocabulary(str(vocabularies.path_of("tiny")), extra_ids=0), "tiny", True),
+  (seqio.SentencePieceVocabulary(str(vocabularies.path_of("tiny")), extra_ids=7), "tiny", False)])
+def test_a_task_has_the_ids_of_the_run(own, name, same):
+  task = seqio.Task("other_ids", seqio.FunctionDataSource(
+    lambda split, shuffle_files: None, splits=["train"]), preprocessors=[], output_features={
+      "inputs": seqio.Feature(own), "targets": seqio.Feature(own)})
+  if same:
+    identity.check_vocabulary(task, name)
+    return
+  with pytest.raises(UserError, match="inputs of 'other_ids' are tokenised with another") as raised:
+    identity.check_vocabulary(task, name)
+  assert f"VOCABULARY = {name!r}" in str(raised.value)
+
+
+def test_a_run_with_another_vocabulary_does_not_start(file):
+  seqio.TaskRegistry.add(
+    "lines_of_bytes", source=seqio.TextLineDataSource({"train": str(file)}),
+    preprocessors=[copy, seqio.preprocessors.tokenize], output_features=FEATURES)
+  try:
+    with pytest.raises(UserError, match="another vocabulary"):
+      set_up(TaskConfig(name="lines_of_bytes", feature_lengths={"inputs": 8, "targets": 8}), "tiny")
+  finally:
+    seqio.TaskRegistry.remove("lines_of_bytes")
