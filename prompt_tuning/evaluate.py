@@ -27,7 +27,6 @@ from prompt_tuning.seqio_metrics import SeqioMetrics
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies, windows
 from prompt_tuning.tasks.metrics import Target
-from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
@@ -365,17 +364,8 @@ class Evaluator:
     """Every target is known, and one of the labels, before any weight is read."""
     labels = self._spec.labels if self.method == "rank" else None
     for each, cache, limit in zip(self._tasks, self._caches, self._limits(), strict=True):
-      for row in range(limit):
-        text = cache.text("targets_text", row)
-        if text == UNLABELLED:
-          raise UserError(f"The split {self._settings.split!r} of {each.name!r} has no labels",
-                          found=f"row {row}: its label is not published", wanted="known targets",
-                          fix="evaluate another split; `prompt-tuning infer` needs no targets")
-        if labels is not None and text and text not in labels:
-          raise UserError(f"A target of {each.name!r} is none of its labels",
-                          found=f"{text!r} in row {row} of {self._settings.split!r}",
-                          wanted="one of " + ", ".join(map(repr, labels)),
-                          fix="correct the task's labels or its data")
+      texts = ((row, cache.text("targets_text", row)) for row in range(limit))
+      examples.check_targets(each.name, self._settings.split, texts, labels)
 
   def _metrics(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {"examples": float(len(targets))}

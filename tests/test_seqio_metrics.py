@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import seqio
 import tensorflow as tf
+from small_models import CONFIG
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.prompts.soft import SoftPrompt
 from prompt_tuning.run_config import ModelConfig, TaskConfig
-from tests.small_models import CONFIG
 
 BYTES = seqio.ByteVocabulary()
 FEATURES = {name: seqio.Feature(BYTES) for name in ("inputs", "targets")}
