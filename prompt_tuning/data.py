@@ -158,14 +158,23 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
   """
   _check_task(task, split, use_cached)
   folder = pathlib.Path(cache_dir) / _folder_name(task, split, epoch_seed, fingerprint, use_cached)
-  if folder.exists():
-    cache = TokenCache(folder)
-  else:
+  cache = _open(folder)
+  if cache is None:
     log.info("tokenising %s, split %s", task.name, split)
     cache = write_cache(folder, _until(stop, _chunks(task, split, epoch_seed, use_cached)),
                         lambda: None if use_cached else registry.lost(task.name, split))
   _check_eos(task, cache)
   return cache
+
+
+def _open(folder: pathlib.Path) -> TokenCache | None:
+  """The cache, if it is there."""
+  try:
+    return TokenCache(folder) if folder.exists() else None
+  except UserError:
+    if folder.exists():
+      raise
+    return None  # another run was done with it at this moment
 
 
 class Stopped(Exception):

@@ -46,14 +46,15 @@ class TokenCache:
 
   Attributes:
     folder: where it lies.
+    is_new: this process made it.
     texts: names of the texts that were kept, of TEXTS.
     lost: what the source's rows lost (`registry.lost`: `unusable` are not here); None: nobody
       counted.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, is_new: bool = False):
     """Raises `UserError` if `folder` isn't a whole cache of this format."""
-    self.folder = pathlib.Path(folder)
+    self.folder, self.is_new = pathlib.Path(folder), is_new
     try:
       meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
       self._rows, self.texts = meta["rows"], tuple(meta["texts"])
@@ -72,6 +73,14 @@ class TokenCache:
 
   def __len__(self) -> int:
     return self._rows
+
+  def remove(self) -> None:
+    """Deletes the files; who has them open, this object too, goes on reading them."""
+    gone = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
+    # Under its name nothing is ever found but a whole cache.
+    with contextlib.suppress(OSError):
+      os.rename(self.folder, gone)
+      shutil.rmtree(gone, ignore_errors=True)
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray | str]:
     """One row: `inputs`, `targets` `[n]` int32, and TEXTS, "" where they were not kept."""
@@ -132,10 +141,10 @@ def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]],
       raise UserError("There are no examples to tokenise", found=f"0 rows for {folder.name}",
                       wanted="1 row or more", fix="check the task's source and its filters")
     with _writing(folder):
-      _rename(partial, folder)
+      is_new = _rename(partial, folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
-  return TokenCache(folder)
+  return TokenCache(folder, is_new)
 
 
 @contextlib.contextmanager
@@ -187,14 +196,17 @@ def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]],
   return rows
 
 
-def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
+def _rename(partial: pathlib.Path, folder: pathlib.Path) -> bool:
+  """False: another process was quicker."""
   try:
     os.rename(partial, folder)
+    return True
   except OSError:
     # Renaming onto a folder that isn't empty fails: another process finished the same cache.
     if not (folder / META).exists():
       raise
     log.info("another process wrote %s first", folder.name)
+    return False
 
 
 def _values_path(folder: pathlib.Path, name: str) -> pathlib.Path:
