@@ -4,13 +4,14 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import vocabularies
-from prompt_tuning.tasks.spec import UNLABELLED
+from prompt_tuning.tasks.spec import UNLABELLED, label_texts
 
 STANDARD = "-"
 
@@ -131,6 +132,21 @@ def label_ids(labels: Sequence[str], tokenizer: vocabularies.Tokenizer,
   for i, row in enumerate(rows):
     ids[i, :len(row)] = row
   return ids
+
+
+def class_names(labels: Any) -> tuple[str, ...]:
+  """LABELS as texts, as training on files has them.
+
+  Raises:
+    UserError: they are not two or more different ones.
+  """
+  if not isinstance(labels, str) and isinstance(labels, Sequence):
+    texts = label_texts(labels)
+    if all(texts) and len(set(texts)) == len(texts) >= 2:
+      return texts
+  raise UserError("LABELS do not name classes", found=repr(labels),
+                  wanted="a list of two or more different texts",
+                  fix="--gin.LABELS=\"['yes', 'no']\"")
 
 
 def check_targets(task: str, split: str, targets: Iterable[tuple[int, str]],
