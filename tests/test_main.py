@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import types
 
 import pytest
@@ -137,6 +138,20 @@ def test_start_up_notes_are_dropped_and_errors_kept(capfd):
   os.write(2, b"after\n")
   assert capfd.readouterr().err == (
     "E0000 00:00:1795410228.466888   17565 file.cc:52] a real error\nplain\nafter\n")
+
+
+def test_modules_in_the_working_folder_are_found_after_all_others(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  packages = [each for each in sys.path if each not in ("", ".", os.getcwd())]
+  monkeypatch.setattr(sys, "path", list(packages))
+  (tmp_path / "my_own_tasks.py").write_text("class Thing:\n  pass\n")
+  (tmp_path / "mine.gin").write_text("from __gin__ import dynamic_registration\n"
+                                     "import my_own_tasks\nimport not_my_tasks\n")
+  assert main(["info", "--gin_file=mine.gin"]) == 2
+  error = capsys.readouterr().err
+  assert "cannot import not_my_tasks" in error and "PYTHONPATH" in error
+  assert "my_own_tasks" in sys.modules and sys.path == [*packages, str(tmp_path)]
+  del sys.modules["my_own_tasks"]
 
 
 def test_tasks(capsys, monkeypatch):
