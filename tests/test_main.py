@@ -177,6 +177,19 @@ def test_tasks(capsys, monkeypatch):
   assert "Settings vary one task, and this is a mixture" in capsys.readouterr().err
 
 
+def test_the_task_of_files(tmp_path, capsys):
+  (tmp_path / "train.tsv").write_text("sentence\tlabel\nabcdefgh\t1\nab\t0\n")
+  flags = ["--gin_file=runs/your_data.gin", f"--gin.TRAIN_FILE={tmp_path / 'train.tsv'}",
+           "--gin.VALIDATION_FILE=None", "--gin.INPUTS=say: {sentence}", "--gin.TARGETS='{label}'",
+           "--gin.LABELS=[0, 1]", "--vocabulary=bytes", "--examples=1"]
+  assert main(["tasks", "your_data", *flags]) == 0
+  out = capsys.readouterr().out
+  assert "train 1 inputs: say: abcdefgh\ntrain 1 targets: 1\n" in out and "labels: 0, 1" in out
+  assert "TASK_FEATURE_LENGTHS=\"{'inputs': 16, 'targets': 8}\"" in out
+  assert main(["tasks", "your_dat", *flags]) == 2
+  assert "did you mean 'your_data'" in capsys.readouterr().err
+
+
 def test_train(run):
   assert run.code == 0
   for text in ("initialised", "restored", "trained", "8 training rows", "best evaluation",
