@@ -94,6 +94,26 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
     given if sorted(given) == sorted(known_as) else known_as))
 
 
+def splits(config: TaskConfig, vocabulary: str) -> dict[str, tuple[str, ...]]:
+  """The splits of the task, or of each task of a mixture; reads no data of the table's tasks.
+
+  Raises:
+    UserError: as `set_up`.
+  """
+  row = config.name if config.source is None else config.source.spec()
+  if config.variant.changed:
+    row = varied(config, row, vocabulary)
+  if isinstance(row, str) and not table.has(row):
+    task = registry.resolve(row, module=config.module)
+    return {each.name: tuple(each.splits)
+            for each in (task.tasks if hasattr(task, "tasks") else [task])}
+  row = table.spec(row) if isinstance(row, str) else row
+  if not isinstance(row, MixtureSpec):
+    return {row.name: tuple(row.source.splits)}
+  own = {task.name: task for task in row.tasks}
+  return {name: tuple((own.get(name) or table.spec(name)).source.splits) for name in row.rates}
+
+
 def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec,
            vocabulary: str) -> TaskSpec | MixtureSpec:
   """The row of a task, with the variant that the configuration asks for.
