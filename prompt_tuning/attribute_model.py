@@ -101,10 +101,7 @@ class AttributeConfig:
   seed: int = 0
 
   def __post_init__(self):
-    object.__setattr__(self, "labels", tuple(self.labels or ()))
-    if len(set(self.labels)) < max(2, len(self.labels)):
-      raise UserError("LABELS do not name classes", found=repr(self.labels),
-                      wanted="a list of two or more different texts", fix="--gin.LABELS=\"[...]\"")
+    object.__setattr__(self, "labels", examples.class_names(self.labels or ()))
     if not self.output_file.endswith(".npz") or not pathlib.Path(self.output_file).parent.is_dir():
       raise UserError("OUTPUT_FILE cannot be written", found=self.output_file,
                       wanted="a .npz in a folder that exists",

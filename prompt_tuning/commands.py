@@ -152,7 +152,7 @@ def _tasks(arguments: Arguments) -> int:
   else:
     arguments.load("tasks")
     task_listing.show_task(arguments.options.name, arguments.options.examples,
-                           arguments.options.vocabulary, config.build(task_listing.Variant))
+                           arguments.options.vocabulary, config.build(task_listing.Listing))
   return 0
 
 

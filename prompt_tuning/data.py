@@ -11,7 +11,6 @@ seqio casts and tokenises; its rows are cached untrimmed (`token_cache.py`), ord
 
 import functools
 import hashlib
-import inspect
 import logging
 import os
 import pathlib
@@ -33,7 +32,7 @@ from prompt_tuning.converter import (
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.sources import Source
-from prompt_tuning.tasks import registry
+from prompt_tuning.tasks import identity, registry
 from prompt_tuning.token_cache import FEATURES, FORMAT_VERSION, Ragged, TokenCache, write_cache
 
 CHUNK_ROWS = 2048
@@ -80,7 +79,7 @@ class TrainData(Batches):
       stochastic: tasks whose preprocessors draw random numbers, by name, or all (True): they are
         tokenised anew, from (seed, epoch), in each epoch.
       use_cached: read seqio's own offline cache (`USE_CACHED_TASKS`).
-      fingerprint: of the source's text, where it can change under the same task name.
+      fingerprint: of the text of the table's tasks, which can change under the same name.
       vocab_size: V of the model; ids of V or more are an error.
       max_truncated_inputs, max_truncated_targets: the share of rows that may lose their end.
       last_step: of the run; no epoch beyond it is made ahead. None: there is none.
@@ -144,9 +143,9 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
                stop: threading.Event | None = None) -> TokenCache:
   """The rows of `task`, untrimmed and in the source's order; tokenised on the first call.
 
-  A cache is found again by the task's name, split, vocabularies and preprocessors (their code and
-  arguments), `fingerprint`, `epoch_seed` and the format's version; of seqio's offline cache, by its
-  files.
+  A cache is found again by the task's name, split, vocabularies, preprocessors and source
+  (`tasks/identity.py`), `fingerprint`, `epoch_seed` and the format's version; of seqio's offline
+  cache, by its files.
 
   Args:
     epoch_seed: what the preprocessors draw from; None: they draw nothing. The texts before
@@ -159,14 +158,23 @@ def cache_task(task: seqio.Task, split: str, *, cache_dir: str | os.PathLike,
   """
   _check_task(task, split, use_cached)
   folder = pathlib.Path(cache_dir) / _folder_name(task, split, epoch_seed, fingerprint, use_cached)
-  if folder.exists():
-    cache = TokenCache(folder)
-  else:
+  cache = _open(folder)
+  if cache is None:
     log.info("tokenising %s, split %s", task.name, split)
     cache = write_cache(folder, _until(stop, _chunks(task, split, epoch_seed, use_cached)),
                         lambda: None if use_cached else registry.lost(task.name, split))
   _check_eos(task, cache)
   return cache
+
+
+def _open(folder: pathlib.Path) -> TokenCache | None:
+  """The cache, if it is there."""
+  try:
+    return TokenCache(folder) if folder.exists() else None
+  except UserError:
+    if folder.exists():
+      raise
+    return None  # another run was done with it at this moment
 
 
 class Stopped(Exception):
@@ -182,65 +190,38 @@ def _until(stop: threading.Event | None, chunks: Iterator[dict[str, Ragged]]
     yield chunk
 
 
-def vocabulary_fingerprint(vocabulary: seqio.Vocabulary) -> str:
-  """What tells two vocabularies apart: kind, sizes and, for SentencePiece, the model itself."""
-  model = getattr(vocabulary, "sp_model", None)
-  parts = (type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids,
-           vocabulary.eos_id, hashlib.sha256(model).hexdigest() if model else None)
-  return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()
-
-
 def _folder_name(task: seqio.Task, split: str, epoch_seed: int | None, fingerprint: str,
                  use_cached: bool) -> str:
   parts = {
       "format": FORMAT_VERSION, "task": task.name, "split": split, "seed": epoch_seed,
-      "fingerprint": fingerprint, "offline": _offline_files(task) if use_cached else None,
-      "vocabularies": [vocabulary_fingerprint(task.output_features[name].vocabulary)
-                       for name in FEATURES],
-      "preprocessors": [_describe(each) for each in task.preprocessors],
+      "fingerprint": fingerprint,
+      "data": identity.of_task(task, [split], use_cached=use_cached,
+                               with_source=registry.row_of(task.name) is None),
   }
   key = hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
   return "-".join([re.sub(r"[^A-Za-z0-9_.]+", "_", task.name), split, key])
 
 
-def _offline_files(task: seqio.Task) -> list[tuple[str, int, int]]:
-  """Names, sizes and times of seqio's files: another folder, or written again, is other data."""
-  found = []
-  for name in sorted(tf.io.gfile.listdir(task.cache_dir)):
-    status = tf.io.gfile.stat(os.path.join(task.cache_dir, name))
-    found.append((os.path.join(task.cache_dir, name), status.length, status.mtime_nsec))
-  return found
+def dataset_of(task: seqio.Task, split: str, seed: int | None,
+               use_cached: bool) -> tf.data.Dataset:
+  """The rows of a task with all of their features, untrimmed, in the order of its cache.
 
-
-def _describe(value: object, depth: int = 6) -> str:
-  """A preprocessor's code and arguments as text that is the same in another process."""
-  if not depth:
-    return type(value).__name__
-  if isinstance(value, functools.partial):
-    parts = [value.func, *value.args, *sorted(value.keywords.items())]
-  elif inspect.isfunction(value):
-    inner = inspect.unwrap(value)
-    parts = [value.__qualname__, inner.__code__, inner.__defaults__, inner.__kwdefaults__,
-             *sorted(inspect.getclosurevars(inner).nonlocals.items())]
-  elif inspect.iscode(value):
-    parts = [value.co_code, *value.co_names, *value.co_consts]
-  elif isinstance(value, (tuple, list)):
-    parts = list(value)
-  elif isinstance(value, (set, frozenset)):
-    # Sets print in an order that differs from process to process, objects with their address.
-    parts = sorted(value, key=repr)
-  else:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-  return f"({', '.join(_describe(part, depth - 1) for part in parts)})"
+  Args:
+    seed: what the preprocessors draw from; None: they draw nothing.
+    use_cached: read seqio's offline cache instead of the source.
+  """
+  options = tf.data.Options()
+  options.deterministic = True
+  # Preprocessors that draw numbers without being declared stochastic still give one fixed result.
+  with _BUILDING:
+    return task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
+                            shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
+                            try_in_mem_cache=False).with_options(options)
 
 
 def _chunks(task: seqio.Task, split: str, seed: int | None,
             use_cached: bool) -> Iterator[dict[str, Ragged]]:
-  # Preprocessors that draw numbers without being declared stochastic still give one fixed result.
-  with _BUILDING:
-    dataset = task.get_dataset(sequence_length=None, split=split, use_cached=use_cached,
-                               shuffle=False, seed=DETERMINISTIC_SEED if seed is None else seed,
-                               try_in_mem_cache=False)
+  dataset = dataset_of(task, split, seed, use_cached)
   spec = dataset.element_spec
   texts = {f"{name}_text": f"{name}_pretokenized" for name in FEATURES}
   with_text = seed is None and all(
@@ -249,9 +230,7 @@ def _chunks(task: seqio.Task, split: str, seed: int | None,
   if with_text and "extras" in spec:  # what the metrics want besides (`tasks/metrics.py`)
     texts["extras_text"] = "extras"
   kept = [*FEATURES, *(texts.values() if with_text else ())]
-  options = tf.data.Options()
-  options.deterministic = True
-  dataset = dataset.map(lambda row: {key: row[key] for key in kept}).with_options(options)
+  dataset = dataset.map(lambda row: {key: row[key] for key in kept})
   for chunk in dataset.ragged_batch(CHUNK_ROWS):
     rows = {name: _ragged_ids(chunk[name]) for name in FEATURES}
     if with_text:

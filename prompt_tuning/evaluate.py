@@ -23,10 +23,10 @@ from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.run_config import ModelConfig, TaskConfig
+from prompt_tuning.seqio_metrics import SeqioMetrics
 from prompt_tuning.task_setup import set_up
 from prompt_tuning.tasks import vocabularies, windows
 from prompt_tuning.tasks.metrics import Target
-from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.token_cache import FEATURES, TokenCache
 from prompt_tuning.trees import Split
 
@@ -114,6 +114,8 @@ class Evaluator:
     self._labels = self._label_ids() if self.method == "rank" else None
     if self.method != "loss":
       self._check_targets()
+    self._seqio_metrics = (self._metrics_of_seqio(task.use_cached)
+                           if self.method == "decode" and self._is_a_users else None)
     self.check_prompt(model.prompt)
 
   def check_prompt(self, prompt: Any) -> None:
@@ -195,8 +197,20 @@ class Evaluator:
     if labels:
       return "rank"
     denoising = spec is not None and spec.objective is not None
-    has_metrics = all(task.metric_fns for task in self._tasks)
+    # A metric that texts are not enough for is an error, not a reason to measure something else.
+    has_metrics = all(task.metric_objs for task in self._tasks)
     return "decode" if has_metrics and not denoising and len(self._tasks) == 1 else "loss"
+
+  @property
+  def _is_a_users(self) -> bool:
+    """Whether this is one task that a user registered with seqio."""
+    return list(self._setup.rows.values()) == [None]
+
+  def _metrics_of_seqio(self, use_cached: bool) -> SeqioMetrics:
+    limit = self._limits()[0]
+    targets = [self._with_text(self._caches[0][i])["targets_text"] for i in range(limit)]
+    return SeqioMetrics(self._tasks[0], self._settings.split, limit, targets,
+                        use_cached=use_cached)
 
   def _cache(self, each: seqio.Task, config: TaskConfig, *, stochastic: bool,
              fingerprint: str) -> TokenCache:
@@ -355,21 +369,14 @@ class Evaluator:
     """Every target is known, and one of the labels, before any weight is read."""
     labels = self._spec.labels if self.method == "rank" else None
     for each, cache, limit in zip(self._tasks, self._caches, self._limits(), strict=True):
-      for row in range(limit):
-        text = cache.text("targets_text", row)
-        if text == UNLABELLED:
-          raise UserError(f"The split {self._settings.split!r} of {each.name!r} has no labels",
-                          found=f"row {row}: its label is not published", wanted="known targets",
-                          fix="evaluate another split; `prompt-tuning infer` needs no targets")
-        if labels is not None and text and text not in labels:
-          raise UserError(f"A target of {each.name!r} is none of its labels",
-                          found=f"{text!r} in row {row} of {self._settings.split!r}",
-                          wanted="one of " + ", ".join(map(repr, labels)),
-                          fix="correct the task's labels or its data")
+      texts = ((row, cache.text("targets_text", row)) for row in range(limit))
+      examples.check_targets(each.name, self._settings.split, texts, labels)
 
   def _metrics(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {"examples": float(len(targets))}
-    # Functions of a user's own seqio task know nothing of ours: they get texts.
+    if self._seqio_metrics is not None:
+      return values | self._seqio_metrics(predictions)
+    # In a mixture there may be functions that know nothing of ours: they get texts.
     known = targets if self._spec is not None else [target.text for target in targets]
     for metric in self._tasks[0].metric_fns:
       values |= {name: float(value) for name, value in metric(known, predictions).items()}

@@ -3,13 +3,15 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.spec import UNLABELLED, label_texts
 
 STANDARD = "-"
 
@@ -119,13 +121,78 @@ def label_ids(labels: Sequence[str], tokenizer: vocabularies.Tokenizer,
 
   Args:
     leading_sentinel: `<extra_id_0>` stands ahead of each.
+
+  Raises:
+    UserError: two labels have the same ids.
   """
   start = [tokenizer.sentinel(0)] if leading_sentinel else []
   rows = [[*start, *tokenizer.encode(label), tokenizer.eos_id] for label in labels]
+  check_apart(labels, rows)
   ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
   for i, row in enumerate(rows):
     ids[i, :len(row)] = row
   return ids
+
+
+def class_names(labels: Any) -> tuple[str, ...]:
+  """LABELS as texts, as training on files has them.
+
+  Raises:
+    UserError: they are not two or more different ones.
+  """
+  if not isinstance(labels, str) and isinstance(labels, Sequence):
+    texts = label_texts(labels)
+    if all(texts) and len(set(texts)) == len(texts) >= 2:
+      return texts
+  raise UserError("LABELS do not name classes", found=repr(labels),
+                  wanted="a list of two or more different texts",
+                  fix="--gin.LABELS=\"['yes', 'no']\"")
+
+
+def check_targets(task: str, split: str, targets: Iterable[tuple[int, str]],
+                  labels: Sequence[str] | None) -> None:
+  """Whether the targets of a split are known.
+
+  Args:
+    targets: numbers of rows and their texts; "" where a text was not kept.
+    labels: the only ones there may be, or None.
+
+  Raises:
+    UserError: one is not published, or none of the labels.
+  """
+  for row, text in targets:
+    if text == UNLABELLED:
+      raise UserError(f"The split {split!r} of {task!r} has no labels",
+                      found=f"row {row}: its label is not published", wanted="known targets",
+                      fix="choose another split; `prompt-tuning infer` needs no targets")
+    if labels is not None and text and text not in labels:
+      raise UserError(f"A target of {task!r} is none of its labels",
+                      found=f"{text!r} in row {row} of {split!r}",
+                      wanted="one of " + ", ".join(map(repr, labels)),
+                      fix="correct the task's labels or its data")
+
+
+def check_apart(labels: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
+  """Whether a model can tell labels apart.
+
+  Args:
+    rows: the ids of each.
+
+  Raises:
+    UserError: two have the same ids.
+  """
+  first: dict[tuple[int, ...], str] = {}
+  for label, ids in zip(labels, map(tuple, rows), strict=True):
+    other = first.setdefault(ids, label)
+    if other is not label:
+      unknown = vocabularies.UNK_ID in ids
+      raise UserError("Two labels are the same ids to the model",
+                      found=f"{other!r} and {label!r}: {list(ids)}"
+                      + (f", where {vocabularies.UNK_ID} is a character that VOCABULARY does not "
+                         "have" if unknown else ""),
+                      wanted="other ids for each label",
+                      fix="write other words for them, or set VOCABULARY to one that has their "
+                      "characters")
 
 
 def answer(ids: Sequence[int] | np.ndarray, tokenizer: vocabularies.Tokenizer,

@@ -53,6 +53,8 @@ def _import_all(sources: Sequence[Source]) -> dict[str, ModuleType]:
         fix = f"install {error.name}"
         if is_its_own:
           fix = nearest(line.module, _siblings(line.module))
+          if error.name == line.module.partition(".")[0]:
+            fix += "; a module of yours: run the command in its folder, or add that to PYTHONPATH"
         raise UserError(f"{source.label} line {line.line} cannot import {line.module}",
                         found=error, wanted="a module that can be imported", fix=fix) from None
       module = importlib.import_module(line.target)

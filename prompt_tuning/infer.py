@@ -101,22 +101,14 @@ class InferConfig:
                       wanted="lines of TASK, a tab, and an input", fix="give --gin.INPUT_FILE; "
                       "`prompt-tuning eval` takes the rows of the tasks themselves")
     if isinstance(self.labels, Mapping):
-      for name, labels in self.labels.items():
+      for name in self.labels:
         if name not in names:
           raise UserError("LABELS name a task that has no prompt", found=name,
                           wanted="one of " + ", ".join(sorted(names)), fix=nearest(name, names))
-        _check_labels(labels)
+      object.__setattr__(self, "labels", {
+        name: examples.class_names(labels) for name, labels in self.labels.items()})
     elif self.labels is not None:
-      _check_labels(self.labels)
-      object.__setattr__(self, "labels", tuple(self.labels))
-
-
-def _check_labels(labels: Any) -> None:
-  if isinstance(labels, str) or not all(isinstance(x, str) and x for x in labels) or (
-      len(set(labels)) < max(2, len(labels))):
-    raise UserError("LABELS do not name classes", found=repr(labels),
-                    wanted="a list of two or more different texts",
-                    fix="--gin.LABELS=\"['yes', 'no']\"")
+      object.__setattr__(self, "labels", examples.class_names(self.labels))
 
 
 @dataclasses.dataclass(frozen=True)

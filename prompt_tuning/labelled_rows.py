@@ -7,6 +7,7 @@ import numpy as np
 
 from prompt_tuning.data import cache_task
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import check_targets
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.task_setup import set_up
 
@@ -40,7 +41,7 @@ def read(task: TaskConfig, vocabulary: str, split: str, limit: int | None = None
     seed: draws them without repeats; None: the first ones.
 
   Raises:
-    UserError: a mixture, a task without labels, or no such split.
+    UserError: a mixture, a task without labels, no such split, or one without known labels.
   """
   if task.variant.few_shot is not None:
     raise UserError("Discrete prompts choose their own examples",
@@ -57,11 +58,12 @@ def read(task: TaskConfig, vocabulary: str, split: str, limit: int | None = None
                     wanted=split, fix=nearest(split, made.splits))
   cache = cache_task(made, split, cache_dir=task.folder(), fingerprint=setup.fingerprint,
                      use_cached=task.use_cached)
+  labels = setup.spec.labels
   size = min(len(cache), limit or len(cache))
   chosen = range(size) if seed is None else np.random.default_rng(seed).choice(
     len(cache), size, replace=False)
+  check_targets(task.name, split, ((int(i), cache.text("targets_text", i)) for i in chosen), labels)
   rows: list[dict[str, Any]] = [cache[int(i)] for i in chosen]
-  labels = setup.spec.labels
   return LabelledRows(labels, [row["inputs_text"] for row in rows], [row["inputs"] for row in rows],
                       np.array([labels.index(row["targets_text"]) for row in rows], np.int32),
                       setup.fingerprint)

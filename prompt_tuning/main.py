@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line; the exit code."""
   given = list(sys.argv[1:] if argv is None else argv)
   quiet_environment()
+  if not {"", os.curdir, os.getcwd()} & set(sys.path):
+    # Modules of tasks lie where the command runs, and `python -m` finds them there. Last, so that
+    # no file of the folder stands for a package.
+    sys.path.append(os.getcwd())
   if argv is None and given and given[0] in COMPUTES:
     host_memory.keep_freed_memory()
   return hosts.end(_guarded(given))

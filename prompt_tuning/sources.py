@@ -32,7 +32,10 @@ class Source:
     self.rows = len(self._caches[0])
 
   def cache(self, epoch: int) -> TokenCache:
-    """The rows of `epoch`; a `UserError` if there are more or fewer than in the first epoch."""
+    """The rows of `epoch`; a `UserError` if there are more or fewer than in the first epoch.
+
+    Of epochs that have to be made, only the last KEPT_EPOCHS stay on disk, and the first.
+    """
     with self._lock:
       if epoch not in self._caches:
         coming = self._coming.pop(epoch, None)
@@ -44,9 +47,16 @@ class Source:
                           fix="let the task's randomness change what a row holds, not how many "
                               "rows there are")
         while len(self._caches) >= KEPT_EPOCHS:
-          del self._caches[min(self._caches)]
+          self._forget(min(self._caches))
         self._caches[epoch] = cache
       return self._caches[epoch]
+
+  def _forget(self, epoch: int) -> None:
+    # A run of thousands of epochs would fill the disk. The first one is where every start and
+    # resume begins; one that was found here may be another run's.
+    cache = self._caches.pop(epoch)
+    if self.is_new_each_epoch and epoch > 0 and cache.is_new:
+      cache.remove()
 
   def prepare(self, epoch: int) -> None:
     """Starts to make the cache of `epoch`, unless it is there or under way.

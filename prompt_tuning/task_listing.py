@@ -3,14 +3,16 @@
 Nothing here imports TensorFlow: texts come from the task's row, ids from the light tokenizer.
 """
 
+import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.tasks import table, vocabularies
 from prompt_tuning.tasks.published import NoData
 from prompt_tuning.tasks.spec import EXTRAS, UNLABELLED, MixtureSpec, Proportional, TaskSpec
@@ -23,6 +25,35 @@ MAX_ROWS = 50_000
 _MULTIPLE = 8
 _INPUT_PERCENTILE = 99
 Lengths = dict[str, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """What `tasks NAME` is told besides the name.
+
+  Attributes:
+    name: MIXTURE_OR_TASK_NAME, what `source` makes.
+    source: TASK_SOURCE, an object whose `spec()` makes a task, such as a user's files; or None.
+    variant: how the task is varied.
+  """
+
+  name: str | None = None
+  source: Any = None
+  variant: Variant = Variant()
+
+  def row(self, name: str) -> TaskSpec | MixtureSpec:
+    """The row of the table, or what `source` makes.
+
+    Raises:
+      UserError: nothing is called that.
+    """
+    if self.source is None or (name != self.name and table.has(name)):
+      return table.spec(name)
+    if name != self.name:
+      raise UserError(f"there is no task {name!r}", found=name,
+                      wanted=f"{self.name}, which TASK_SOURCE makes, or a task of the table",
+                      fix=nearest(name, [str(self.name), *table.names()]))
+    return self.source.spec()
 
 
 def list_tasks() -> None:
@@ -42,18 +73,18 @@ def list_tasks() -> None:
   Console().print(shown)
 
 
-def show_task(name: str, count: int, vocabulary: str, variant: Variant) -> None:
+def show_task(name: str, count: int, vocabulary: str, listing: Listing) -> None:
   """Prints examples, rows a split, lengths in tokens and the TASK_FEATURE_LENGTHS they suggest.
 
   Args:
     count: of the examples.
     vocabulary: as VOCABULARY.
-    variant: of the task.
+    listing: what the configuration says.
 
   Raises:
     UserError: there is no such task or vocabulary, or none of its data.
   """
-  row = table.spec(name)
+  row, variant = listing.row(name), listing.variant
   tokenizer = vocabularies.load_light(vocabulary)
   console = Console()
   if isinstance(row, MixtureSpec):

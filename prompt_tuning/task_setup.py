@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.run_config import TaskConfig
-from prompt_tuning.tasks import registry, table, vocabularies
+from prompt_tuning.tasks import identity, registry, table, vocabularies
 from prompt_tuning.tasks.few_shot import Room
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
 from prompt_tuning.token_cache import TokenCache
@@ -22,7 +22,7 @@ class TaskSetup:
     parts: its seqio tasks by name.
     rows: our table's row behind each part; None for tasks that a user registered with seqio.
     stochastic: names of the parts whose preprocessors draw random numbers.
-    fingerprint: of all sources' text that we know.
+    fingerprint: of all sources' text; of a user's seqio tasks, of what `tasks/identity.py` tells.
     order: the parts' names to users, as the mixture has them; seqio sorts its own by name.
   """
 
@@ -66,7 +66,8 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
   """Resolves names, imports modules, registers with seqio; reads no row but for the fingerprint.
 
   Raises:
-    UserError: there is no such task or module, or it cannot be varied as wanted.
+    UserError: there is no such task or module, it cannot be varied as wanted, or a user's own
+      task has another vocabulary.
   """
   row = config.name if config.source is None else config.source.spec()
   if config.variant.changed:
@@ -76,16 +77,41 @@ def set_up(config: TaskConfig, vocabulary: str) -> TaskSetup:
                           leading_sentinel=config.leading_sentinel)
   tasks = list(task.tasks) if hasattr(task, "tasks") else [task]  # a mixture has tasks
   rows = {each.name: registry.row_of(each.name) for each in tasks}
+  for each in tasks:
+    if rows[each.name] is None:
+      identity.check_vocabulary(each, vocabulary)
   stochastic = tuple(name for name, row in rows.items()
                      if (config.stochastic if row is None else row.objective is not None))
-  known = sorted({row.source.fingerprint() for row in rows.values() if row is not None})
-  fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16] if known else ""
+  known = sorted({
+    identity.of_task(each, each.splits, with_source=True, use_cached=config.use_cached)
+    if rows[each.name] is None else rows[each.name].source.fingerprint() for each in tasks})
+  fingerprint = hashlib.sha256("".join(known).encode()).hexdigest()[:16]
   setup = TaskSetup(task, {each.name: each for each in tasks}, rows, stochastic, fingerprint)
   spec = table.spec(row) if isinstance(row, str) and table.has(row) else row
   known_as = list(setup.names.values())
   given = list(spec.rates) if isinstance(spec, MixtureSpec) else known_as
   return dataclasses.replace(setup, order=tuple(
     given if sorted(given) == sorted(known_as) else known_as))
+
+
+def splits(config: TaskConfig, vocabulary: str) -> dict[str, tuple[str, ...]]:
+  """The splits of the task, or of each task of a mixture; reads no data of the table's tasks.
+
+  Raises:
+    UserError: as `set_up`.
+  """
+  row = config.name if config.source is None else config.source.spec()
+  if config.variant.changed:
+    row = varied(config, row, vocabulary)
+  if isinstance(row, str) and not table.has(row):
+    task = registry.resolve(row, module=config.module)
+    return {each.name: tuple(each.splits)
+            for each in (task.tasks if hasattr(task, "tasks") else [task])}
+  row = table.spec(row) if isinstance(row, str) else row
+  if not isinstance(row, MixtureSpec):
+    return {row.name: tuple(row.source.splits)}
+  own = {task.name: task for task in row.tasks}
+  return {name: tuple((own.get(name) or table.spec(name)).source.splits) for name in row.rates}
 
 
 def varied(config: TaskConfig, row: str | TaskSpec | MixtureSpec,

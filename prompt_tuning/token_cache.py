@@ -10,6 +10,7 @@ written beside its final name and renamed into place, so a folder that exists un
 is complete, whoever was killed meanwhile.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -17,7 +18,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
 
 import numpy as np
 
@@ -44,14 +46,15 @@ class TokenCache:
 
   Attributes:
     folder: where it lies.
+    is_new: this process made it.
     texts: names of the texts that were kept, of TEXTS.
     lost: what the source's rows lost (`registry.lost`: `unusable` are not here); None: nobody
       counted.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, is_new: bool = False):
     """Raises `UserError` if `folder` isn't a whole cache of this format."""
-    self.folder = pathlib.Path(folder)
+    self.folder, self.is_new = pathlib.Path(folder), is_new
     try:
       meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
       self._rows, self.texts = meta["rows"], tuple(meta["texts"])
@@ -70,6 +73,14 @@ class TokenCache:
 
   def __len__(self) -> int:
     return self._rows
+
+  def remove(self) -> None:
+    """Deletes the files; who has them open, this object too, goes on reading them."""
+    gone = self.folder.with_name(f".{self.folder.name}-{os.getpid()}")
+    # Under its name nothing is ever found but a whole cache.
+    with contextlib.suppress(OSError):
+      os.rename(self.folder, gone)
+      shutil.rmtree(gone, ignore_errors=True)
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray | str]:
     """One row: `inputs`, `targets` `[n]` int32, and TEXTS, "" where they were not kept."""
@@ -118,26 +129,33 @@ def write_cache(folder: str | os.PathLike, chunks: Iterable[dict[str, Ragged]],
     chunks: each with `inputs` and `targets`, and the same ones of TEXTS in every chunk.
     lost: what the source's rows lost; asked when all chunks are made.
 
-  Raises `UserError` when there are no rows or the disk refuses.
+  Raises `UserError` when there are no rows or the disk refuses; what the source raises is its own.
   """
   folder = pathlib.Path(folder)
-  partial = None
-  try:
+  with _writing(folder):
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+  try:
     rows = _write(partial, chunks, lost)
     if not rows:
       raise UserError("There are no examples to tokenise", found=f"0 rows for {folder.name}",
                       wanted="1 row or more", fix="check the task's source and its filters")
-    _rename(partial, folder)
+    with _writing(folder):
+      is_new = _rename(partial, folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return TokenCache(folder, is_new)
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path) -> Iterator[None]:
+  """Around what writes, and never around what reads the source."""
+  try:
+    yield
   except OSError as error:
     raise UserError("The token cache could not be written", found=str(error),
                     wanted=f"a folder with free space at {folder.parent}",
                     fix="free some space or choose another cache folder") from error
-  finally:
-    if partial is not None:
-      shutil.rmtree(partial, ignore_errors=True)
-  return TokenCache(folder)
 
 
 def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]],
@@ -145,41 +163,50 @@ def _write(folder: pathlib.Path, chunks: Iterable[dict[str, Ragged]],
   lengths: dict[str, list[np.ndarray]] = {}
   lows: dict[str, list[int]] = {name: [] for name in FEATURES}
   highs: dict[str, list[int]] = {name: [] for name in FEATURES}
-  files = {}
+  files: dict[str, IO[bytes]] = {}
   try:
     for chunk in chunks:
       for name, ragged in chunk.items():
-        if name not in files:
-          files[name] = open(_values_path(folder, name), "wb")  # noqa: SIM115
         lengths.setdefault(name, []).append(np.asarray(ragged.lengths, np.int64))
         if name in FEATURES and len(ragged.values):
           lows[name].append(int(ragged.values.min()))
           highs[name].append(int(ragged.values.max()))
         values = ragged.values
-        files[name].write(values if isinstance(values, bytes) else
-                          np.ascontiguousarray(values, "<i4").data)
+        with _writing(folder):
+          if name not in files:
+            files[name] = open(_values_path(folder, name), "wb")  # noqa: SIM115
+          files[name].write(values if isinstance(values, bytes) else
+                            np.ascontiguousarray(values, "<i4").data)
+    with _writing(folder):
+      for file in files.values():
+        file.flush()
   finally:
     for file in files.values():
-      file.close()
+      with contextlib.suppress(OSError):  # what could not be written has been told
+        file.close()
   rows = sum(map(len, lengths.get("inputs", ())))
-  for name, parts in lengths.items():
-    borders = np.cumsum(np.concatenate([np.zeros(1, np.int64), *parts]), dtype=np.int64)
-    np.save(folder / f"{name}.offsets.npy", borders)
   id_range = {name: [min(lows[name]), max(highs[name])] if lows[name] else [] for name in FEATURES}
   meta = {"format": FORMAT_VERSION, "rows": rows, "lost": lost(),
           "texts": [name for name in TEXTS if name in lengths], "id_range": id_range}
-  (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+  with _writing(folder):
+    for name, parts in lengths.items():
+      borders = np.cumsum(np.concatenate([np.zeros(1, np.int64), *parts]), dtype=np.int64)
+      np.save(folder / f"{name}.offsets.npy", borders)
+    (folder / META).write_text(json.dumps(meta), encoding="utf-8")
   return rows
 
 
-def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
+def _rename(partial: pathlib.Path, folder: pathlib.Path) -> bool:
+  """False: another process was quicker."""
   try:
     os.rename(partial, folder)
+    return True
   except OSError:
     # Renaming onto a folder that isn't empty fails: another process finished the same cache.
     if not (folder / META).exists():
       raise
     log.info("another process wrote %s first", folder.name)
+    return False
 
 
 def _values_path(folder: pathlib.Path, name: str) -> pathlib.Path:

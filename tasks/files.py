@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.tasks import metrics as metric_functions
-from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks.spec import TaskSpec, label_texts
 from prompt_tuning.tasks.tables import Record, records
 
 
@@ -105,7 +105,8 @@ class FileTask:
     train_file, validation_file, test_file: TSV, CSV or JSON lines by extension, also `.gz`; the
       last two may be left out, and the task then lacks that split.
     inputs, targets: templates.
-    labels: the only targets there may be (classification), or None (free text).
+    labels: the only targets there may be (classification), or None (free text). Numbers are read
+      as their texts.
     metrics: names of functions in `metrics.py`; None takes accuracy and macro-F1 with labels,
       exact match, token F1 and ROUGE without.
     name: of the task; None makes one from the training file and the settings.
@@ -116,7 +117,7 @@ class FileTask:
   targets: str
   validation_file: str | None = None
   test_file: str | None = None
-  labels: Sequence[str] | None = None
+  labels: Sequence[str | float] | None = None
   metrics: Sequence[str] | None = None
   name: str | None = None
 
@@ -137,7 +138,7 @@ class FileTask:
     files = {split: str(path) for split, path in (
       ("train", self.train_file), ("validation", self.validation_file), ("test", self.test_file))
       if path}
-    labels = None if self.labels is None else tuple(str(label).strip() for label in self.labels)
+    labels = None if self.labels is None else label_texts(self.labels)
     default = (("accuracy", "macro_f1") if labels else ("exact_match", "token_f1", "rouge"))
     row = TaskSpec(
       name=self.name or self._default_name(), source=FileSource(files, (self.inputs, self.targets)),

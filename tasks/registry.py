@@ -178,8 +178,9 @@ def _import(module: str) -> None:
     if error.name is None or not (module + ".").startswith(error.name + "."):
       raise  # the module is there; something that it imports is not
     raise UserError(f"MIXTURE_OR_TASK_MODULE {module!r} cannot be imported", found=str(error),
-                    wanted="a module on Python's path",
-                    fix="install it, or add its folder to PYTHONPATH") from error
+                    wanted="a module in this folder or on Python's path",
+                    fix="run the command in the module's folder, install it, or add its folder to "
+                    "PYTHONPATH (PYTHONPATH=path/to/folder prompt-tuning ...)") from error
 
 
 def _dataset(row: TaskSpec, split: str, shuffle_files: bool = False,

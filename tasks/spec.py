@@ -14,7 +14,7 @@ and whatever the metrics want to know besides (`EXTRAS`):
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from prompt_tuning.errors import UserError
@@ -27,6 +27,11 @@ MAX_UNUSABLE = 0.01
 
 Row = Mapping[str, Any]
 Example = dict[str, Any]
+
+
+def label_texts(labels: Iterable[object]) -> tuple[str, ...]:
+  """LABELS as targets have them: texts, without the space around them; `[0, 1]` is "0" and "1"."""
+  return tuple(str(label).strip() for label in labels)
 
 
 class Unusable(Exception):

@@ -50,7 +50,7 @@ ROWS = (
   ("4b", "run_config", "members", "distillation"),
   ("4b", "task_setup"),
   ("5a", "plots", "progress", "scoring", "generation", "steering", "ensembles", "examples",
-   "native_logs", "info", "task_listing", "trained_model", "convert"),
+   "native_logs", "info", "task_listing", "trained_model", "convert", "seqio_metrics"),
   ("5a", "run_dir", "evaluate", "prompt_bank", "convert_report", "merge"),
   ("5a", "attribute_model", "serving"),
   ("5a", "control"),

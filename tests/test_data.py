@@ -10,8 +10,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from prompt_tuning import data
-from prompt_tuning.batches import eval_batches
+from prompt_tuning import data, sources
+from prompt_tuning.batches import eval_batches, fold
 from prompt_tuning.data import TrainData, cache_task
 from prompt_tuning.errors import UserError
 from prompt_tuning.placement import Placement
@@ -363,3 +363,39 @@ def test_a_task_without_inputs_is_an_error(tmp_path):
   task = task_of(4, features={"targets": FEATURES["targets"]})
   with pytest.raises(UserError, match="(?s)has no 'inputs'.*features targets"):
     cache_task(task, "train", cache_dir=tmp_path)
+
+
+def test_epochs_that_a_run_is_past_are_removed(make, tmp_path):
+  train = make(task_of(8, extra=[add_noise]), stochastic=True)  # 2 steps an epoch
+  first = train.at(0), train.at(11)
+  early = train.caches["toy"]
+  for step in range(20):
+    train.at(step)
+  for source in train._sources:
+    source.join()
+  # The first one, and the last ones with the one that was made ahead.
+  assert len(list(tmp_path.iterdir())) <= 1 + sources.KEPT_EPOCHS + 1
+  assert early.folder.exists() and not [each for each in tmp_path.iterdir()
+                                        if each.name.startswith(".")]
+  assert_equal(train.at(11), first[1])  # made again
+  assert_equal(train.at(0), first[0])
+  train.close()
+
+
+def test_epochs_that_another_run_made_stay(make, tmp_path):
+  task = task_of(4, extra=[add_noise])
+  cache_task(task, "train", cache_dir=tmp_path, epoch_seed=fold(0, "data", 1))
+  there = {each.name for each in tmp_path.iterdir()}
+  train = make(task, stochastic=True)
+  for step in range(8):
+    train.at(step)
+  train.close()
+  assert there <= {each.name for each in tmp_path.iterdir()}
+
+
+def test_rows_of_a_removed_cache_can_still_be_read(tmp_path):
+  cache = cache_task(task_of(3), "train", cache_dir=tmp_path)
+  assert cache.is_new and not cache_task(task_of(3), "train", cache_dir=tmp_path).is_new
+  cache.remove()
+  cache.remove()
+  assert not list(tmp_path.iterdir()) and cache[2]["inputs_text"] == "line 2"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_models import CONFIG, GIN, backbone, save_backbone
 
+from prompt_tuning import labelled_rows
 from prompt_tuning.discrete import contexts
 from prompt_tuning.discrete.design import (
   Cell,
@@ -25,6 +26,7 @@ from prompt_tuning.main import main
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.tasks import few_shot, vocabularies
 from prompt_tuning.tasks.files import FileTask
+from prompt_tuning.tasks.spec import TaskSpec
 from prompt_tuning.tasks.variants import Variant
 from prompt_tuning.trees import Split
 
@@ -82,6 +84,33 @@ def test_answers():
   for words in ({"a": "x"}, {"a": "x", "b": "x"}, {"a": "x", "c": "y"}):
     with pytest.raises(UserError, match="a word of its own"):
       answers(("a", "b"), words, tiny, False)
+
+
+def test_words_that_the_vocabulary_does_not_tell_apart():
+  with pytest.raises(UserError, match="same ids") as raised:
+    answers(("a", "b"), {"a": "日本", "b": "中国"}, vocabularies.load_light("tiny"), False)
+  assert "'日本' and '中国'" in str(raised.value) and "does not have" in str(raised.value)
+
+
+def test_a_split_without_published_labels(folder):
+  @dataclasses.dataclass(frozen=True)
+  class Unpublished:
+    splits: tuple[str, ...] = ("test",)
+
+    def rows(self, split):
+      return iter([{"inputs": "fine", "targets": "yes"}, {"inputs": "poor", "targets": "<unk>"}])
+
+    def fingerprint(self):
+      return "unpublished"
+
+    def spec(self):
+      return TaskSpec(name="unpublished", source=self, to_text=dict, labels=("yes", "no"),
+                      metrics=("accuracy",))
+
+  task = TaskConfig(name="unpublished", source=Unpublished(), cache_dir=str(folder / "cache"),
+                    feature_lengths={"inputs": 40, "targets": 6})
+  with pytest.raises(UserError, match="'test' of 'unpublished' has no labels"):
+    labelled_rows.read(task, "bytes", "test")
 
 
 def test_fixed_examples():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from descriptors import CONFIG, random_params
 
-from prompt_tuning import scoring, trees
+from prompt_tuning import examples, scoring, trees
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.prompted import add_virtual_tokens
@@ -163,6 +163,11 @@ def test_decoding_equals_a_plain_greedy_loop(evaluator, params):
   assert 0 <= result.metrics["exact_match"] <= 1
   assert set(decoded.metric_names()) == result.metrics.keys() - {"examples"}
   assert Selection.of(None, decoded).score(result.metrics) == [-result.metrics["loss"]]
+
+
+def test_labels_that_the_vocabulary_does_not_tell_apart():
+  with pytest.raises(UserError, match="Two labels are the same ids"):
+    examples.label_ids(("good", "日", "本"), vocabularies.load_light("tiny"))
 
 
 def test_loss_and_encoder_gap_equal_numpy(evaluator, params):

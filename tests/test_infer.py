@@ -28,6 +28,7 @@ from prompt_tuning.main import main
 from prompt_tuning.prompts.warp import WarpPrompt
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks import vocabularies
+from prompt_tuning.tasks.files import FileTask
 from prompt_tuning.trees import Split
 
 LINES = ["good dog", "a bad cat", "x", "trees are green", "no", "what", "some more"]
@@ -120,6 +121,13 @@ def test_rank_classification(folder):
     assert row["prediction"] == max(wanted, key=wanted.get)
 
 
+def test_labels_are_read_as_training_on_files_reads_them(folder):
+  (folder / "train.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+  trained = FileTask(train_file=str(folder / "train.tsv"), inputs="{text}", targets="{label}",
+                     labels=[0, " 1 "]).spec().labels
+  assert settings(folder, labels=[0, " 1 "]).labels == trained == ("0", "1")
+
+
 def test_labels_behind_a_leading_sentinel(folder):
   task = dataclasses.replace(settings(folder).task, leading_sentinel=True)
   infer(settings(folder, task=task, labels=("yes", "no"), output_format="json"))
@@ -196,7 +204,8 @@ def test_bad_files(folder, content, message):
 
 @pytest.mark.parametrize("changes, message", [
   ({"output_format": "jsn"}, "did you mean 'json'"), ({"labels": ("a",)}, "LABELS do not name"),
-  ({"labels": "ab"}, "LABELS do not name"), ({"batch_size": 0}, "BATCH_SIZE is not a count"),
+  ({"labels": "ab"}, "LABELS do not name"),
+  ({"labels": (0, "0 ")}, "LABELS do not name"), ({"batch_size": 0}, "BATCH_SIZE is not a count"),
   ({"input_file": None}, "nothing to predict for"),
   ({"output_file": "/no/such/folder/x"}, "OUTPUT_FILE cannot be written"),
   ({"prompt_file": None}, "there is none to fill it"),

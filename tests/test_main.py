@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import types
 
 import pytest
@@ -139,6 +140,20 @@ def test_start_up_notes_are_dropped_and_errors_kept(capfd):
     "E0000 00:00:1795410228.466888   17565 file.cc:52] a real error\nplain\nafter\n")
 
 
+def test_modules_in_the_working_folder_are_found_after_all_others(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  packages = [each for each in sys.path if each not in ("", ".", os.getcwd())]
+  monkeypatch.setattr(sys, "path", list(packages))
+  (tmp_path / "my_own_tasks.py").write_text("class Thing:\n  pass\n")
+  (tmp_path / "mine.gin").write_text("from __gin__ import dynamic_registration\n"
+                                     "import my_own_tasks\nimport not_my_tasks\n")
+  assert main(["info", "--gin_file=mine.gin"]) == 2
+  error = capsys.readouterr().err
+  assert "cannot import not_my_tasks" in error and "PYTHONPATH" in error
+  assert "my_own_tasks" in sys.modules and sys.path == [*packages, str(tmp_path)]
+  del sys.modules["my_own_tasks"]
+
+
 def test_tasks(capsys, monkeypatch):
   monkeypatch.setattr(table, "_rows", dict(table._rows))
   table.add(TaskSpec(name="cli_toy", source=Toy(), to_text=dict, labels=("yes", "no"),
@@ -160,6 +175,19 @@ def test_tasks(capsys, monkeypatch):
   assert "cli_toy  rate 2" in capsys.readouterr().out
   assert main(["tasks", "cli_mixture", "--gin.TASKLESS=True"]) == 2
   assert "Settings vary one task, and this is a mixture" in capsys.readouterr().err
+
+
+def test_the_task_of_files(tmp_path, capsys):
+  (tmp_path / "train.tsv").write_text("sentence\tlabel\nabcdefgh\t1\nab\t0\n")
+  flags = ["--gin_file=runs/your_data.gin", f"--gin.TRAIN_FILE={tmp_path / 'train.tsv'}",
+           "--gin.VALIDATION_FILE=None", "--gin.INPUTS=say: {sentence}", "--gin.TARGETS='{label}'",
+           "--gin.LABELS=[0, 1]", "--vocabulary=bytes", "--examples=1"]
+  assert main(["tasks", "your_data", *flags]) == 0
+  out = capsys.readouterr().out
+  assert "train 1 inputs: say: abcdefgh\ntrain 1 targets: 1\n" in out and "labels: 0, 1" in out
+  assert "TASK_FEATURE_LENGTHS=\"{'inputs': 16, 'targets': 8}\"" in out
+  assert main(["tasks", "your_dat", *flags]) == 2
+  assert "did you mean 'your_data'" in capsys.readouterr().err
 
 
 def test_train(run):

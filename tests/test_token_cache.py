@@ -82,13 +82,30 @@ def test_an_empty_source_is_an_error(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
-  def no_space(*_):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(token_cache, "_write", no_space)
+@pytest.mark.parametrize("text", ["seven", "seven" * 10**5])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, text):
+  """Few bytes are refused when the file is closed, many when they are written."""
+  monkeypatch.setattr(token_cache, "open", lambda path, mode: open("/dev/full", mode),
+                      raising=False)
   with pytest.raises(UserError, match="(?s)could not be written.*No space left.*free some space"):
-    write_cache(tmp_path / "task", iter(()))
+    write_cache(tmp_path / "task", chunks_of([([7, 1], [1], text)], 1))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="could not be written"):
+    write_cache(tmp_path / "file" / "task", iter(()))
+
+
+def test_what_the_source_raises_is_no_full_disk(tmp_path):
+  def chunks():
+    yield from chunks_of([([7, 1], [1], "seven")], 1)
+    raise FileNotFoundError(2, "No such file or directory", "train.tsv")
+
+  with pytest.raises(FileNotFoundError, match="train.tsv"):
+    write_cache(tmp_path / "task", chunks())
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage,found", [

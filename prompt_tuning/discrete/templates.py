@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import check_apart
 from prompt_tuning.tasks.vocabularies import Tokenizer
 
 SENTINEL = "<extra_id_0>"
@@ -90,7 +91,8 @@ def answers(labels: Sequence[str], verbalizer: Mapping[str, str] | None, tokeniz
     verbalizer: label -> word; None: the labels themselves.
 
   Raises:
-    UserError: a label without a word, two labels with one word, or a word without tokens.
+    UserError: a label without a word, two labels with one word or the same ids, or a word without
+      tokens.
   """
   chosen = {label: label for label in labels} if verbalizer is None else dict(verbalizer)
   if set(chosen) != set(labels) or len(set(chosen.values())) < len(labels):
@@ -105,6 +107,7 @@ def answers(labels: Sequence[str], verbalizer: Mapping[str, str] | None, tokeniz
       raise UserError("A verbaliser's word has no tokens", found=repr(chosen[label]),
                       wanted="a word", fix="write one")
     rows.append([*prefix, *word, tokenizer.eos_id])
+  check_apart([chosen[label] for label in labels], rows)
   ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
   for out, row in zip(ids, rows, strict=True):
     out[:len(row)] = row

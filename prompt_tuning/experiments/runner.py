@@ -30,6 +30,7 @@ from prompt_tuning.prompted import abstract_params
 from prompt_tuning.recovery import RecoverConfig, recover
 from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.run_dir import RunDir, environment
+from prompt_tuning.task_setup import splits
 from prompt_tuning.train import TrainConfig, train
 from prompt_tuning.trees import Split
 
@@ -61,6 +62,25 @@ def build(grid: Grid, cell: Cell) -> Settings:
   config.load(["commands/eval.gin", *files],
               [*bindings, f"SPLIT = {grid.test_split!r}", f"OUTPUT_DIR = {folder!r}"])
   return config.build(EvalConfig)
+
+
+def check_test_split(grid: Grid, settings: Settings) -> None:
+  """Whether the task has the split that the cell is tested on, once it has trained.
+
+  Raises:
+    UserError: it has not, or its files are wrong.
+  """
+  # A test by flags of its own may be on other data.
+  elsewhere = any(name in flag for flag in grid.eval_flags
+                  for name in ("TASK_", "TEST_FILE", "DATA_FROM"))
+  if grid.test_split is None or isinstance(settings, RecoverConfig) or elsewhere:
+    return
+  for name, known in splits(settings.task, settings.model.vocabulary).items():
+    if grid.test_split not in known:
+      raise UserError(f"The task {name!r} has no split {grid.test_split!r} to be tested on",
+                      found=", ".join(known), wanted=f"TEST_SPLIT = {grid.test_split!r}",
+                      fix="give a TEST_FILE; or set TEST_SPLIT = 'validation', or None to test "
+                      "nothing, in the grid file")
 
 
 def _on_another_task(grid: Grid, cell: Cell, task: str) -> EvalConfig:

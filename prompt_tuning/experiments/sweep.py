@@ -96,14 +96,14 @@ def collect(grid: Grid) -> None:
 
 
 def check(grid: Grid, cells: Sequence[Cell]) -> None:
-  """Builds every cell's configuration.
+  """Builds every cell's configuration, and looks for the split that it is tested on.
 
   Raises:
     UserError: the first that is wrong, by name.
   """
   for cell in cells:
     try:
-      runner.build(grid, cell)
+      runner.check_test_split(grid, runner.build(grid, cell))
     except UserError as error:
       raise UserError(f"Run {cell.name}: {error.what}", found=error.found, wanted=error.wanted,
                       fix=error.fix) from error

@@ -121,6 +121,23 @@ def test_all_runs_are_checked_before_the_first(sweep, capsys):
   assert "Run b-prompt-0: There is no gin file" in error and "did you mean" in error
 
 
+def test_the_split_to_test_on_is_looked_for_before_the_first_run(sweep, capsys):
+  (sweep.folder / "train.tsv").write_text("text\tlabel\na\tyes\nb\tno\n")
+  own = ["--gin_file=runs/your_data.gin", f"--gin.TRAIN_FILE={sweep.folder / 'train.tsv'}",
+         "--gin.VALIDATION_FILE=%TRAIN_FILE", "--gin.INPUTS='{text}'", "--gin.TARGETS='{label}'",
+         "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}"]
+  grid = sweep.folder / "grid.gin"
+  before, after = grid.read_text().split("FLAGS = ", 1)
+  grid.write_text(f"{before}FLAGS = {own!r}\nTRAIN_FLAGS = {after.split('TRAIN_FLAGS = ')[1]}")
+  assert sweep() == 2 and sweep.ran == []
+  error = capsys.readouterr().err
+  assert "Run a-prompt-0" in error and "has no split 'test'" in error
+  assert "train, validation" in error and "TEST_SPLIT = 'validation'" in error
+  for split in ("validation", None):
+    assert sweep(f"--gin.TEST_SPLIT={split!r}",
+                 f"--gin.SWEEP_DIR={sweep.folder / str(split)}") == 0
+
+
 def test_several_hosts_are_refused(sweep, capsys, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 4)
   assert sweep() == 2 and sweep.ran == []
