@@ -89,7 +89,7 @@ ROWS = (
   ("6", "experiments.command"),
   ("6", "experiments"),
   ("6", "demo"),
-  ("7", "macro_help"),
+  ("7", "macro_help", "run_settings"),
   ("7", "command_line"),
   ("7", "commands"),
   ("7", "main"),

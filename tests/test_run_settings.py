@@ -1,0 +1,73 @@
+"""What commands take from the runs that they are given, and what outranks it."""
+
+import argparse
+
+import pytest
+from small_models import GIN
+
+from prompt_tuning import config
+from prompt_tuning.command_line import Arguments
+from prompt_tuning.errors import UserError
+from prompt_tuning.eval_run import EvalConfig
+from prompt_tuning.infer import InferConfig
+from prompt_tuning.train import TrainConfig
+
+
+def save_run(root, name, *flags, labels=("yes", "no"), lengths=(12, 4)):
+  """A MODEL_DIR with the config.gin of a run on a user's files; nothing is trained."""
+  (root / "small.gin").write_text(GIN)
+  (root / "rows.tsv").write_text("text\tlabel\ngood dog\tyes\nbad dog\tno\n")
+  files = ["models/tiny.gin", "prompts/soft.gin", "runs/your_data.gin", "runs/prompt_tune.gin",
+           str(root / "small.gin")]
+  bindings, _ = config.split_gin_flags([
+    f"--gin.TRAIN_FILE={root / 'rows.tsv'}", f"--gin.VALIDATION_FILE={root / 'rows.tsv'}",
+    "--gin.INPUTS='{text}'", "--gin.TARGETS='{label}'", f"--gin.LABELS={labels!r}",
+    f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {lengths[0]}, 'targets': {lengths[1]}}}",
+    "--gin.BATCH_SIZE=8", f"--gin.MODEL_DIR={root / name}", *flags])
+  config.load(["commands/train.gin", *files], bindings)
+  config.build(TrainConfig)
+  (root / name).mkdir()
+  (root / name / "config.gin").write_text(config.operative())
+  (root / name / "settings.json").write_text("{}")
+  return str(root / name)
+
+
+def load(command, *flags, files=(), prompts=()):
+  bindings, _ = config.split_gin_flags(flags)
+  options = argparse.Namespace(gin_file=[str(file) for file in files], gin_search_paths=[],
+                               prompt_pairs=list(prompts))
+  Arguments(options, bindings).load(command)
+  return config.build({"eval": EvalConfig, "infer": InferConfig}[command])
+
+
+def test_gin_files_that_do_not_say_the_model_join_the_settings_of_the_run(tmp_path):
+  run = save_run(tmp_path, "run")
+  alone = load("eval", f"--gin.MODEL_DIR={run}")
+  assert alone.model.backbone.emb_dim == 16 and alone.task.name == "your_data"
+  found = load("eval", f"--gin.MODEL_DIR={run}", files=["runs/eval.gin"])
+  assert found.model == alone.model and found.task.source == alone.task.source
+  assert found.task.feature_lengths == {"inputs": 512, "targets": 64}  # of runs/eval.gin
+  assert load("infer", f"--gin.MODEL_DIR={run}", "--gin.INPUT_FILE=-",
+              files=["runs/infer.gin"]).labels == ("yes", "no")
+
+
+def test_files_of_the_user_outrank_the_run_and_shipped_ones_ask_it_for_values(tmp_path):
+  run = save_run(tmp_path, "run")
+  mine = tmp_path / "mine.gin"
+  mine.write_text(f"BATCH_SIZE = 3\nMODEL_DIR = {run!r}\n")
+  assert load("eval", files=[mine]).eval_settings.batch_size == 3
+  found = load("eval", f"--gin.MODEL_DIR={run}", "--gin.TEST_FILE=new.tsv",
+               files=["runs/your_data.gin"])
+  assert found.task.source.labels == ("yes", "no") and found.task.source.test_file == "new.tsv"
+  assert found.task.source.train_file == str(tmp_path / "rows.tsv")
+
+
+def test_files_with_a_model_say_everything(tmp_path):
+  run = save_run(tmp_path, "run")
+  with pytest.raises(UserError, match="no value for MIXTURE_OR_TASK_NAME"):
+    load("eval", f"--gin.MODEL_DIR={run}", files=["models/tiny.gin"])
+
+
+def test_a_model_dir_without_a_run_beside_gin_files(tmp_path):
+  with pytest.raises(UserError, match="MODEL_DIR holds no run"):
+    load("eval", f"--gin.MODEL_DIR={tmp_path}", files=["runs/eval.gin"])
