@@ -30,7 +30,8 @@ class Arguments:
     files, folders = list(self.options.gin_file), self.options.gin_search_paths
     run = None
     if command in run_settings.COMMANDS:
-      run = run_settings.find(config.read_files(files, folders), self.bindings, self.prompts())
+      run = run_settings.find(command, config.read_files(files, folders), self.bindings,
+                              self.prompts())
     prompts = [f"PROMPTS = {tuple(self.prompts())!r}"] if self.prompts() else []
     with quiet_imports():
       config.load([f"commands/{command}.gin", *files], prompts + self.bindings, folders, run)

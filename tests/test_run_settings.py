@@ -10,6 +10,7 @@ from prompt_tuning.command_line import Arguments
 from prompt_tuning.errors import UserError
 from prompt_tuning.eval_run import EvalConfig
 from prompt_tuning.infer import InferConfig
+from prompt_tuning.mixed_eval import MixedEvalConfig
 from prompt_tuning.train import TrainConfig
 
 
@@ -37,7 +38,8 @@ def load(command, *flags, files=(), prompts=()):
   options = argparse.Namespace(gin_file=[str(file) for file in files], gin_search_paths=[],
                                prompt_pairs=list(prompts))
   Arguments(options, bindings).load(command)
-  return config.build({"eval": EvalConfig, "infer": InferConfig}[command])
+  classes = {"eval": EvalConfig, "infer": InferConfig, "eval_prompts": MixedEvalConfig}
+  return config.build(classes[command])
 
 
 def test_gin_files_that_do_not_say_the_model_join_the_settings_of_the_run(tmp_path):
@@ -71,3 +73,49 @@ def test_files_with_a_model_say_everything(tmp_path):
 def test_a_model_dir_without_a_run_beside_gin_files(tmp_path):
   with pytest.raises(UserError, match="MODEL_DIR holds no run"):
     load("eval", f"--gin.MODEL_DIR={tmp_path}", files=["runs/eval.gin"])
+
+
+def of_prompts(tmp_path, *flags, files=(), **sources):
+  prompts = [f"{name}={source}" for name, source in sources.items()]
+  return load("infer", "--gin.INPUT_FILE=-", *flags, files=files, prompts=prompts)
+
+
+def test_labels_and_lengths_are_those_of_each_run_in_any_order(tmp_path):
+  a = save_run(tmp_path, "a", lengths=(12, 8))
+  b = save_run(tmp_path, "b", labels=None, lengths=(30, 4))
+  for order in ({"a": a, "b": b}, {"b": b, "a": a}):
+    found = of_prompts(tmp_path, **order, c="none")
+    assert found.labels == {"a": ("yes", "no")}
+    assert found.task.feature_lengths == {"inputs": 30, "targets": 8}
+    assert found.model_dir is None
+  assert of_prompts(tmp_path, b=b).labels is None
+  assert of_prompts(tmp_path, a=a, c="none").labels == {"a": ("yes", "no")}
+  # Of one name they are the task's own too.
+  alone = of_prompts(tmp_path, a=a)
+  assert alone.labels == alone.task.source.labels == ("yes", "no")
+  mixed = load("eval_prompts", prompts=[f"your_data={a}", f"b={b}"])
+  assert mixed.task.source.labels == ("yes", "no")
+  assert mixed.task.feature_lengths == {"inputs": 30, "targets": 8}
+
+
+def test_labels_of_the_command_line_and_of_files_outrank_those_of_runs(tmp_path):
+  runs = {"a": save_run(tmp_path, "a"), "b": save_run(tmp_path, "b", labels=("1", "2"))}
+  assert of_prompts(tmp_path, **runs).labels == {"a": ("yes", "no"), "b": ("1", "2")}
+  assert of_prompts(tmp_path, "--gin.LABELS={'b': ['x', 'y']}", **runs).labels == {"b": ["x", "y"]}
+  assert of_prompts(tmp_path, "--gin.LABELS=None", **runs).labels is None
+  (tmp_path / "mine.gin").write_text("LABELS = {'a': ['x', 'y']}\n")
+  assert of_prompts(tmp_path, files=[tmp_path / "mine.gin"], **runs).labels == {"a": ["x", "y"]}
+  with pytest.raises(UserError, match="do not say which task they are of(.|\n)*{'a': .'x', 'y'.}"):
+    of_prompts(tmp_path, "--gin.LABELS=['x', 'y']", **runs)
+  assert of_prompts(tmp_path, "--gin.LABELS=['x', 'y']", a=runs["a"]).labels == ("x", "y")
+
+
+def test_runs_that_do_not_go_together(tmp_path):
+  a, b = save_run(tmp_path, "a"), save_run(tmp_path, "b", labels=("1", "2"))
+  with pytest.raises(UserError, match="The prompts of 'a' choose among different labels"):
+    load("infer", "--gin.INPUT_FILE=-", prompts=[f"a={a}", f"a={b}"])
+  assert load("infer", "--gin.INPUT_FILE=-", "--gin.LABELS=['x', 'y']",
+              prompts=[f"a={a}", f"a={b}"]).labels == ("x", "y")
+  c = save_run(tmp_path, "c", "--gin.LEADING_SENTINEL=True")
+  with pytest.raises(UserError, match="These runs do not go together(.|\n)*LEADING_SENTINEL"):
+    of_prompts(tmp_path, a=a, c=c)
