@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning import placement
 from prompt_tuning.checkpoints import (
   formats,
   hub,
@@ -119,7 +120,7 @@ def is_prompt(config: ConvertConfig) -> bool:
 
 
 def convert_prompt(config: ConvertConfig, *, dry_run: bool = False) -> prompt_files.PromptFile:
-  """Reads, writes, and reads back; what was written, or would be.
+  """Reads, writes, and reads back; what was written, or would be, with all that is known of it.
 
   Raises:
     UserError: no prompt, or a format that cannot hold it; a flag that is a backbone's.
@@ -132,16 +133,30 @@ def convert_prompt(config: ConvertConfig, *, dry_run: bool = False) -> prompt_fi
                     wanted="one of " + ", ".join(prompt_files.FORMATS),
                     fix="name one of them, or leave --to out: the destination's name decides")
   prompt = prompt_files.read(config.source, "SRC")
+  form = config.to or prompt_files.target_format(config.destination)
+  metadata = prompt_files.describe(prompt.values) | prompt_origin.of_prompt(
+    prompt.path, prompt.metadata)
+  _check_place(metadata, prompt, form)
   if dry_run:
-    return dataclasses.replace(prompt, path=config.destination, format=config.to or (
-      prompt_files.target_format(config.destination)))
-  origin = prompt_origin.of_run(pathlib.Path(prompt.path).parent)
-  metadata = prompt_files.describe(prompt.values) | origin | dict(prompt.metadata)
+    return dataclasses.replace(prompt, path=config.destination, format=form, metadata=metadata)
   prompt_files.write(config.destination, prompt.values, metadata, format=config.to)
   written = prompt_files.read(config.destination, "DST")
   if written.values.tobytes() != prompt.values.tobytes():
     raise _differs(config.destination, ["the prompt"])
-  return written
+  return dataclasses.replace(written, metadata=metadata)
+
+
+def _check_place(metadata: Mapping[str, Any], prompt: prompt_files.PromptFile, form: str) -> None:
+  """Refuses a prompt that does not stand in front for a reader that always puts it there."""
+  template = metadata.get("template")
+  if form in ("peft", "t5x") and isinstance(template, str) and not placement.is_front(
+      template, prompt.values.shape[-2]):
+    reader = "PEFT" if form == "peft" else "the code of Lester et al. 2021"
+    raise UserError(f"{reader} has prompts in front of the input alone",
+                    found=f"{prompt.path}: PROMPT_TEMPLATE = {template!r}",
+                    wanted="a prompt that was trained in front",
+                    fix="keep it as .npz, which says where it stands, or train one without "
+                    "PROMPT_TEMPLATE")
 
 
 def plan(config: ConvertConfig) -> Plan:

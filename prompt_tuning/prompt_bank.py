@@ -25,7 +25,7 @@ import numpy as np
 
 from prompt_tuning import config as gin_config
 from prompt_tuning import trained_model
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, prompt_origin
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID, T5Config
 from prompt_tuning.partitioning import Partitioner
@@ -221,6 +221,9 @@ def _read(config: ModelConfig, name: str, source: str,
   else:
     method = config.prompt or SoftPrompt(config.backbone, 1)
     own = dataclasses.replace(config, prompt=method)
+    template = prompt_origin.of_file(source, "--prompt").get("template")
+    if template is not None:
+      own = dataclasses.replace(own, template=template)
   whole = run is not None and run == folder
   trained = trained_model.find(own, source if whole else None, None if whole else source)
   own = trained.config

@@ -107,13 +107,17 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
 def _fitted(config: ModelConfig, path: str) -> PromptMethod:
   """The served form of the method, as long as the prompt in the file."""
   served = config.prompt.served()
-  if not config.takes_table():
+  if config.takes_table():
+    prompt = prompt_files.read(path)
+    table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
+    served = served.clone(length=table.shape[-2])
+    about = prompt_origin.of_prompt(prompt.path, prompt.metadata)
+  else:
     config.load_prompt(path)
-    return served
-  prompt = prompt_files.read(path)
-  table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
-  prompt_origin.check_vocabulary(prompt, config.vocabulary)
-  return served.clone(length=table.shape[-2])
+    about = prompt_origin.of_file(path)
+  prompt_origin.check(about, path, vocabulary=config.vocabulary, template=config.template,
+                      length=served.num_virtual_tokens, encode=config.tokenizer().encode)
+  return served
 
 
 def seed_of(model_dir: str) -> int | None:

@@ -22,7 +22,7 @@ ROWS = (
   ("1a", "checkpoints.hub", "checkpoints.npy_files", "checkpoints.pickled",
    "checkpoints.method_files"),
   ("1a", "checkpoints.npz_files", "checkpoints.peft"),
-  ("1a", "checkpoints.prompt_files"),
+  ("1a", "checkpoints.prompt_files", "checkpoints.run_prompts"),
   ("1a", "constraints"),
   ("1a", "partitioning", "quantization", "losses", "decoding", "prompts.initializers"),
   ("1a", "prompts.method", "prompts.projections"),

@@ -1,6 +1,7 @@
 """`prompt-tuning convert`: what it prints, refuses, writes, verifies, and leaves after a kill."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -325,10 +326,33 @@ def test_a_prompt_brings_what_its_run_recorded(tmp_path, capsys):
   run_folder = tmp_path / "run"
   run_folder.mkdir()
   save_prompt(run_folder / "prompt.npy")
+  (run_folder / "settings.json").write_text("{}")
   (run_folder / "summary.json").write_text('{"task": "sst2", "backbone": {"fingerprint": "abc"}}')
   assert run(run_folder / "prompt.npy", tmp_path / "p.npz") == 0
   metadata = prompt_files.read(str(tmp_path / "p.npz")).metadata
   assert (metadata["task"], metadata["backbone"], metadata["prompt_length"]) == ("sst2", "abc", 3)
+  capsys.readouterr()
+
+
+def test_a_prompt_that_is_not_in_front_stays_where_it_says_so(tmp_path, capsys):
+  def save(template):
+    save_prompt(tmp_path / "prompt.npy")
+    (tmp_path / "settings.json").write_text(json.dumps({"model": {"template": template}}))
+
+  save("{inputs}{prompt}")
+  for name in ("adapter", "encoder.prompt.prompt.prompt"):
+    for flags in ([], ["--dry-run"]):
+      assert run(tmp_path / "prompt.npy", tmp_path / name, *flags) == 2
+      assert "has prompts in front of the input alone" in capsys.readouterr().err
+      assert not (tmp_path / name).exists()
+  assert run(tmp_path / "prompt.npy", tmp_path / "p.npz") == 0
+  assert prompt_files.read(str(tmp_path / "p.npz")).metadata["template"] == "{inputs}{prompt}"
+  capsys.readouterr()
+  assert run(tmp_path / "p.npz", tmp_path / "adapter") == 2
+  assert run(tmp_path / "p.npz", tmp_path / "array.npy") == 0
+  assert "PROMPT_TEMPLATE = '{inputs}{prompt}'" in capsys.readouterr().out
+  save("{prompt:1}{prompt:2}{inputs}")
+  assert run(tmp_path / "prompt.npy", tmp_path / "adapter") == 0
   capsys.readouterr()
 
 

@@ -43,6 +43,16 @@ def is_one(path: str) -> bool:
   return path.endswith(".safetensors")
 
 
+def metadata(path: str) -> dict[str, Any]:
+  """What the file says about itself; {} where it cannot be read, which `read` will say."""
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+  except (OSError, safetensors.SafetensorError, ValueError, RecursionError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
 def read(path: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
   """The leaves, after checking that they are those of the method.
 
