@@ -8,11 +8,13 @@ comes before the run's. A table says how many virtual tokens it has, so PROMPT_L
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from prompt_tuning import hosts
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints import method_files, prompt_files, prompt_origin
 from prompt_tuning.errors import UserError, nearest
@@ -76,6 +78,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
     UserError: MODEL_DIR is not a run, or saved nothing; the model has a prompt and there is none to
       fill it, or the other way round; the prompt or the checkpoint does not fit the model.
   """
+  is_own = False
   if model_dir is not None:
     folder = _run(model_dir)
     has_backbone = (folder / "backbone" / backbone_files.METADATA).is_file()
@@ -87,6 +90,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                       fix="repeat its `prompt-tuning train` command; it resumes")
     if has_backbone:
       config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
+    is_own = has_backbone and prompt_file is None
     prompt_file = prompt_file or saved
   if config.prompt is None and prompt_file is not None:
     raise UserError("There is a prompt, but the model takes none", found=prompt_file,
@@ -96,16 +100,32 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                     found="neither PROMPT_FILE nor MODEL_DIR", wanted="one of them",
                     fix="give --gin.PROMPT_FILE=.../prompt.npy, or use prompts/none.gin for the "
                     "plain model")
+  about: Mapping[str, Any] = {}
   if prompt_file is not None:
-    config = dataclasses.replace(config, prompt=_fitted(config, prompt_file))
-  config.check()
+    method, about = _fitted(config, prompt_file)
+    config = dataclasses.replace(config, prompt=method)
+  reader = config.check()
+  if not is_own:
+    _say_other_backbone(about, str(prompt_file), config.initial_checkpoint_path,
+                        {} if reader is None else reader.metadata)
   ids = None if model_dir is None or config.prompt is None or config.prompt.num_prompts == 1 else (
     _summary(model_dir).get("prompt_ids"))
   return TrainedModel(config, prompt_file, ids)
 
 
-def _fitted(config: ModelConfig, path: str) -> PromptMethod:
-  """The served form of the method, as long as the prompt in the file."""
+def _say_other_backbone(about: Mapping[str, Any], path: str, used: str,
+                        checkpoint: Mapping[str, Any]) -> None:
+  # A copy says what it was converted from; what was trained or merged here has other weights.
+  is_copy = not {"task", "merged"} & checkpoint.keys()
+  theirs = prompt_origin.other_backbone(about, (used, checkpoint.get("from") if is_copy else None))
+  if theirs is not None and hosts.is_first():
+    # No error: the same weights may have two names.
+    print(f"{path} was trained on {theirs}, and INITIAL_CHECKPOINT_PATH is {used}: to other weights"
+          " its vectors mean nothing", file=sys.stderr)
+
+
+def _fitted(config: ModelConfig, path: str) -> tuple[PromptMethod, Mapping[str, Any]]:
+  """The served form of the method, as long as the prompt in the file, and what is known of that."""
   served = config.prompt.served()
   if config.takes_table():
     prompt = prompt_files.read(path)
@@ -117,7 +137,7 @@ def _fitted(config: ModelConfig, path: str) -> PromptMethod:
     about = prompt_origin.of_file(path)
   prompt_origin.check(about, path, vocabulary=config.vocabulary, template=config.template,
                       length=served.num_virtual_tokens, encode=config.tokenizer().encode)
-  return served
+  return served, about
 
 
 def seed_of(model_dir: str) -> int | None:

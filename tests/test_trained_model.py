@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from small_models import model, save_backbone, save_prompt
+from small_models import CONFIG, backbone, model, save_backbone, save_prompt
 
 from prompt_tuning import trained_model, trees
+from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
+from prompt_tuning.tasks import vocabularies
 
 
 @pytest.fixture
@@ -62,3 +65,39 @@ def test_errors(run, tmp_path):
   save_prompt(run / "prompt.npy", width=9)
   with pytest.raises(UserError, match="D = 9"):
     trained_model.find(model(), str(run), None)
+
+
+def test_another_backbone_is_said(run, tmp_path, capsys):
+  save_backbone(tmp_path / "start")
+  start = model(initial_checkpoint_path=str(tmp_path / "start"))
+
+  def said(config, model_dir, prompt_file):
+    trained_model.find(config, model_dir, prompt_file)
+    return capsys.readouterr().err
+
+  save_prompt(run / "prompt.npy")
+  for path, is_other in (("elsewhere", True), (str(tmp_path / "start"), False),
+                         (f"{tmp_path}/./start", False)):
+    (run / "settings.json").write_text(json.dumps({"model": {"initial_checkpoint_path": path}}))
+    for given in ((str(run), None), (None, str(run / "prompt.npy"))):
+      found = said(start, *given)
+      assert (f"prompt.npy was trained on {path}, and" in found) == is_other and (
+        found.count("\n") == is_other)
+  # The run's own weights are those that its prompt was trained with.
+  (run / "settings.json").write_text('{"model": {"initial_checkpoint_path": "elsewhere"}}')
+  save_backbone(run / "backbone")
+  assert said(start, str(run), None) == ""
+  np.save(run / "copy.npy", np.load(run / "prompt.npy"))
+  assert said(start, None, str(run / "copy.npy")) == ""
+
+
+def test_the_model_of_an_adapter_is_compared_by_name(tmp_path, capsys):
+  values = np.zeros((3, 16), np.float32)
+  prompt_files.write(str(tmp_path / "adapter"), values, {"base_model": "google/flan-t5-base"})
+  for about, is_other in (({}, True), ({"from": "hf://google/flan-t5-base@main"}, False),
+                          ({"from": "hf://google/flan-t5-base", "task": "sst2"}, True)):
+    backbone_files.save(tmp_path / "start", backbone(3), CONFIG, about=about,
+                        vocabulary=vocabularies.fingerprint("bytes"))
+    trained_model.find(model(initial_checkpoint_path=str(tmp_path / "start")), None,
+                       str(tmp_path / "adapter"))
+    assert ("was trained on google/flan-t5-base" in capsys.readouterr().err) == is_other

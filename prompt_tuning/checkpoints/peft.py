@@ -32,6 +32,7 @@ from prompt_tuning.errors import UserError
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 METHODS = ("PROMPT_TUNING", "P_TUNING")
+TASK = "SEQ_2_SEQ_LM"
 PREFIX = "PREFIX_TUNING"
 _MAX_CONFIG = 1 << 20
 
@@ -62,6 +63,7 @@ def read(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
     raise UserError("This PEFT adapter is not a prompt", found=f"{folder}: peft_type {method!r}",
                     wanted=" or ".join(METHODS),
                     fix="of PEFT's methods only those train nothing but vectors ahead of the input")
+  _check_task(folder, config)
   tensor = _tensor(folder)
   length = _count(config, "num_virtual_tokens")
   submodules = config.get("num_transformer_submodules")
@@ -96,6 +98,7 @@ def read_prefix(folder: pathlib.Path, num_decoder_layers: int | None = None
     raise UserError("This PEFT adapter is not a prefix",
                     found=f"{folder}: peft_type {config.get('peft_type')!r}", wanted=PREFIX,
                     fix="give a prompt as PROMPT_FILE")
+  _check_task(folder, config)
   length, layers, heads = (_count(config, key) for key in (
     "num_virtual_tokens", "num_layers", "num_attention_heads"))
   width = _count(config, "token_dim")
@@ -127,7 +130,7 @@ def write(folder: pathlib.Path, values: np.ndarray, metadata: Mapping[str, Any])
     raise UserError("A prompt cannot be written as this PEFT adapter", found=repr(method),
                     wanted=" or ".join(METHODS), fix="leave peft_type out")
   length, width = values.shape
-  config = {"peft_type": method, "task_type": "SEQ_2_SEQ_LM", "inference_mode": True,
+  config = {"peft_type": method, "task_type": TASK, "inference_mode": True,
             "num_virtual_tokens": length, "token_dim": width,
             # Without it PEFT takes 2, and refuses a tensor of P rows.
             "num_transformer_submodules": 1, "num_layers": None, "num_attention_heads": None,
@@ -141,6 +144,17 @@ def write(folder: pathlib.Path, values: np.ndarray, metadata: Mapping[str, Any])
               metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n",
                                   encoding="utf-8")
+
+
+def _check_task(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Refuses an adapter of a model that is no T5; PEFT lets the task be left out."""
+  task = config.get("task_type")
+  if task not in (None, TASK):
+    base = config.get("base_model_name_or_path")
+    raise UserError("This PEFT adapter is of another kind of model",
+                    found=f"{folder}: task_type {task!r}" + (f", of {base}" if base else ""),
+                    wanted=f"task_type {TASK}, as of a T5",
+                    fix="train the prompt anew on a T5: vectors of one model are none of another")
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:

@@ -57,6 +57,17 @@ def test_other_methods(tmp_path, method):
   assert error.wanted == "PROMPT_TUNING or P_TUNING"
 
 
+def test_adapters_of_other_kinds_of_models(tmp_path):
+  folder = adapter(tmp_path / "a", task_type="CAUSAL_LM", base_model_name_or_path="gpt2")
+  error = error_of(folder)
+  assert error.what == "This PEFT adapter is of another kind of model"
+  assert "task_type 'CAUSAL_LM', of gpt2" in error.found
+  adapter(tmp_path / "a", task_type="CAUSAL_LM", peft_type="PREFIX_TUNING")
+  with pytest.raises(UserError, match="another kind of model"):
+    peft.read_prefix(folder)
+  assert prompt_files.read(str(adapter(tmp_path / "b", task_type=None))).values.shape == (5, 6)
+
+
 @pytest.mark.parametrize("changes, found", [
   (dict(num_virtual_tokens=4), "prompt_embeddings is float32 (5, 6)"),
   (dict(num_virtual_tokens=10), "num_virtual_tokens 10"),
