@@ -210,6 +210,8 @@ def _read(config: ModelConfig, name: str, source: str,
     raise UserError("There is neither a run nor a prompt in this folder", found=source,
                     wanted="a MODEL_DIR with its settings.json, or a prompt's file",
                     fix="correct --prompt")
+  # A control's prompts stand here too, and an ensemble's under one name.
+  setting = f"The prompt of {name!r}" if name else "PROMPT_FILE"
   random_seed = None
   if run is not None:
     own = rules(str(run))
@@ -221,11 +223,12 @@ def _read(config: ModelConfig, name: str, source: str,
   else:
     method = config.prompt or SoftPrompt(config.backbone, 1)
     own = dataclasses.replace(config, prompt=method)
-    template = prompt_origin.of_file(source, "--prompt").get("template")
+    template = prompt_origin.of_file(source, setting).get("template")
     if template is not None:
       own = dataclasses.replace(own, template=template)
   whole = run is not None and run == folder
-  trained = trained_model.find(own, source if whole else None, None if whole else source)
+  trained = trained_model.find(own, source if whole else None, None if whole else source,
+                               setting)
   own = trained.config
   placement = own.placement()
   backbone = own.initial_checkpoint_path

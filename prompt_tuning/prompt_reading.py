@@ -55,7 +55,7 @@ def read(path: str, embedding: np.ndarray,
     raise UserError("The file alone does not say which method it is of", found=path,
                     wanted="the MODEL_DIR of the run that wrote it", fix="give that folder")
   if not (folder / "settings.json").is_file():
-    found = prompt_files.read(path)
+    found = prompt_files.read(path, "PROMPT")
     task = str(found.metadata.get("task", "")) if found.metadata else ""
     return _named(path, found.values, embedding, task, [], None)
   summary = _json(folder / "summary.json")

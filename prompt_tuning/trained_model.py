@@ -67,12 +67,14 @@ class TrainedModel:
     return params
 
 
-def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) -> TrainedModel:
+def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
+         setting: str = "PROMPT_FILE") -> TrainedModel:
   """Says where the parameters come from, and checks all that can be checked without weights.
 
   Args:
     model_dir: MODEL_DIR of a run, or None.
     prompt_file: PROMPT_FILE, or None: the run's `prompt.npy`.
+    setting: what the prompt was given as, for the messages.
 
   Raises:
     UserError: MODEL_DIR is not a run, or saved nothing; the model has a prompt and there is none to
@@ -102,7 +104,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                     "plain model")
   about: Mapping[str, Any] = {}
   if prompt_file is not None:
-    method, about = _fitted(config, prompt_file)
+    method, about = _fitted(config, prompt_file, setting)
     config = dataclasses.replace(config, prompt=method)
   reader = config.check()
   if not is_own:
@@ -124,16 +126,17 @@ def _say_other_backbone(about: Mapping[str, Any], path: str, used: str,
           " its vectors mean nothing", file=sys.stderr)
 
 
-def _fitted(config: ModelConfig, path: str) -> tuple[PromptMethod, Mapping[str, Any]]:
+def _fitted(config: ModelConfig, path: str,
+            setting: str) -> tuple[PromptMethod, Mapping[str, Any]]:
   """The served form of the method, as long as the prompt in the file, and what is known of that."""
   served = config.prompt.served()
   if config.takes_table():
-    prompt = prompt_files.read(path)
+    prompt = prompt_files.read(path, setting)
     table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
     served = served.clone(length=table.shape[-2])
     about = prompt_origin.of_prompt(prompt.path, prompt.metadata)
   else:
-    config.load_prompt(path)
+    config.load_prompt(path, setting)
     about = prompt_origin.of_file(path)
   prompt_origin.check(about, path, vocabulary=config.vocabulary, template=config.template,
                       length=served.num_virtual_tokens, encode=config.tokenizer().encode)

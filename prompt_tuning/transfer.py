@@ -87,8 +87,11 @@ def average(prompts: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarr
   return np.tensordot(share, np.stack(prompts).astype(np.float64), axes=1).astype(np.float32)
 
 
-def read(path: str) -> NamedPrompt:
+def read(path: str, setting: str) -> NamedPrompt:
   """A prompt file, or the best prompt of a run by its MODEL_DIR.
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: neither; a bank of prompts; a method that is more than a table.
@@ -101,7 +104,7 @@ def read(path: str) -> NamedPrompt:
       raise UserError("This run has no prompt to compare", found=str(folder),
                       wanted="prompt.npy in it", fix="only tables of virtual tokens are compared")
     path = str(folder / "prompt.npy")
-  values = prompt_files.read(path).values
+  values = prompt_files.read(path, setting).values
   if values.ndim != 2:
     raise UserError("A bank of prompts cannot be compared", found=f"{path}: {values.shape}",
                     wanted="one prompt [P, D]", fix="save its prompts one by one")
@@ -128,8 +131,8 @@ def transfer(sources: Sequence[str], target: str | None, *, measure: str = "mean
   if not 1 <= top <= len(sources):
     raise UserError("--top is out of range", found=top, wanted=f"1 to {len(sources)}, the sources",
                     fix="--top 1 takes the best one")
-  found = [read(path) for path in sources]
-  wanted = [] if target is None else [read(target)]
+  found = [read(path, "SOURCE") for path in sources]
+  wanted = [] if target is None else [read(target, "--target")]
   widths = {each.values.shape[1] for each in [*found, *wanted]}
   if len(widths) > 1:
     raise UserError("Prompts of different widths cannot be compared", found=f"D = {sorted(widths)}",

@@ -197,6 +197,11 @@ def test_a_folder_and_an_archive_are_no_prompts(tmp_path):
   assert error.what == "PROMPT_FILE is not a prompt"
 
 
+def test_a_file_to_start_from_is_called_by_its_own_setting(tmp_path):
+  error = error_of(FromFile(str(tmp_path / "none.npy")), KEY, 4, sources())
+  assert error.what == "INITIAL_PROMPT_FILE does not exist"
+
+
 def test_runs_that_are_none_or_unfinished(tmp_path):
   error = error_of(FromRun(str(tmp_path)), KEY, 4, sources())
   assert error.what == "FromRun.model_dir holds no run" and error.found == str(tmp_path)

@@ -218,3 +218,10 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
   with pytest.raises(UserError, match="of another backbone\n.*INITIAL_CHECKPOINT_PATH elsewhere"):
     prompt_bank.read_bank(model(), [("t", str(tmp_path))],
                           lambda run: model(initial_checkpoint_path="elsewhere"))
+
+
+def test_a_file_that_is_not_there_is_called_by_its_task(tmp_path):
+  for method, name in ((SoftPrompt(CONFIG, 3), "none.npy"), (Lora(CONFIG, rank=2),
+                                                            "prompt.safetensors")):
+    with pytest.raises(UserError, match="The prompt of 'sst2' (does not exist|cannot be read)"):
+      prompt_bank.read_bank(run_model(method), [("sst2", str(tmp_path / name))])

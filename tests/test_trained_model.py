@@ -1,5 +1,6 @@
 """Where eval and infer take their parameters from."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from prompt_tuning import trained_model, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
+from prompt_tuning.prompts.lora import Lora
 from prompt_tuning.tasks import vocabularies
 
 
@@ -101,3 +103,10 @@ def test_the_model_of_an_adapter_is_compared_by_name(tmp_path, capsys):
     trained_model.find(model(initial_checkpoint_path=str(tmp_path / "start")), None,
                        str(tmp_path / "adapter"))
     assert ("was trained on google/flan-t5-base" in capsys.readouterr().err) == is_other
+
+
+def test_a_prompt_of_a_method_that_is_not_there(tmp_path):
+  config = dataclasses.replace(model(False), prompt=Lora(CONFIG, rank=2))
+  with pytest.raises(UserError) as error:
+    trained_model.find(config, None, str(tmp_path / "prompt.safetensors"))
+  assert error.value.what == "PROMPT_FILE cannot be read"

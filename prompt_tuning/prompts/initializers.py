@@ -133,7 +133,8 @@ class FromFile:
   path: str
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
-    return jnp.asarray(read_prompt(self.path, length, sources.embedding.shape[1]))
+    return jnp.asarray(read_prompt(self.path, length, sources.embedding.shape[1],
+                                   setting="INITIAL_PROMPT_FILE"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +178,18 @@ class FromBank:
     return jnp.asarray(table.mean(axis=0))
 
 
-def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1) -> np.ndarray:
+def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1,
+                setting: str = "PROMPT_FILE") -> np.ndarray:
   """Reads `[P, D]`, or `[N, P, D]` of a bank, and checks it: float32, in any format of
   `checkpoints/prompt_files.py`.
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: no such file, not a prompt, pickled, or of another length or width.
   """
-  return check_prompt(prompt_files.read(path), length, width, num_prompts)
+  return check_prompt(prompt_files.read(path, setting), length, width, num_prompts)
 
 
 def check_prompt(prompt: prompt_files.PromptFile, length: int | None, width: int,
