@@ -6,7 +6,6 @@ comes before the run's. A table says how many virtual tokens it has, so PROMPT_L
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import jax
 
 from prompt_tuning import hosts
 from prompt_tuning.checkpoints import backbone as backbone_files
-from prompt_tuning.checkpoints import method_files, prompt_files, prompt_origin
+from prompt_tuning.checkpoints import prompt_files, prompt_origin, run_prompts
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompts.initializers import check_prompt
@@ -84,8 +83,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
   if model_dir is not None:
     folder = _run(model_dir)
     has_backbone = (folder / "backbone" / backbone_files.METADATA).is_file()
-    saved = next((str(folder / name) for name in ("prompt.npy", method_files.NAME)
-                  if (folder / name).is_file()), None)
+    saved = run_prompts.prompt_of(folder)
     if not (has_backbone or saved or prompt_file):
       raise UserError("The run in MODEL_DIR has saved nothing to evaluate", found=str(folder),
                       wanted="prompt.npy, prompt.safetensors or backbone/ in it",
@@ -93,7 +91,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
     if has_backbone:
       config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
     is_own = has_backbone and prompt_file is None
-    prompt_file = prompt_file or saved
+    prompt_file = prompt_file or (None if saved is None else str(saved))
   if config.prompt is None and prompt_file is not None:
     raise UserError("There is a prompt, but the model takes none", found=prompt_file,
                     wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
@@ -111,7 +109,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
     _say_other_backbone(about, str(prompt_file), config.initial_checkpoint_path,
                         {} if reader is None else reader.metadata)
   ids = None if model_dir is None or config.prompt is None or config.prompt.num_prompts == 1 else (
-    _summary(model_dir).get("prompt_ids"))
+    run_prompts.summary_of(model_dir).get("prompt_ids"))
   return TrainedModel(config, prompt_file, ids)
 
 
@@ -145,26 +143,20 @@ def _fitted(config: ModelConfig, path: str,
 
 def seed_of(model_dir: str) -> int | None:
   """RANDOM_SEED of a run, as its summary says; None where it does not."""
-  summary = pathlib.Path(model_dir) / "summary.json"
-  seed: int | None = json.loads(summary.read_text()).get("seed") if summary.is_file() else None
+  seed: int | None = run_prompts.summary_of(model_dir).get("seed")
   return seed
 
 
 def trained_step(model_dir: str) -> int:
   """The step of the run's best parameters, as its summary says; 0 where it does not."""
-  found = _summary(model_dir)
+  found = run_prompts.summary_of(_run(model_dir))
   steps = (found.get("best_step"), found.get("steps"))
   return next((step for step in steps if step is not None), 0)
 
 
-def _summary(model_dir: str) -> dict[str, Any]:
-  summary = _run(model_dir) / "summary.json"
-  return json.loads(summary.read_text()) if summary.is_file() else {}
-
-
 def _run(model_dir: str) -> pathlib.Path:
   folder = pathlib.Path(model_dir)
-  if not (folder / "settings.json").is_file():
+  if not run_prompts.is_run(folder):
     found = "a folder without settings.json" if folder.is_dir() else "no such folder"
     raise UserError("MODEL_DIR holds no run", found=f"{folder} ({found})",
                     wanted="the MODEL_DIR of a `prompt-tuning train` command",

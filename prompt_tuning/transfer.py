@@ -9,7 +9,6 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, run_prompts
 from prompt_tuning.errors import UserError, nearest
 
 MEASURES = ("mean", "per_token")
@@ -98,12 +97,9 @@ def read(path: str, setting: str) -> NamedPrompt:
   """
   folder = pathlib.Path(path)
   name = folder.stem
-  if (folder / "summary.json").is_file():
-    name = json.loads((folder / "summary.json").read_text()).get("task") or folder.name
-    if not (folder / "prompt.npy").is_file():
-      raise UserError("This run has no prompt to compare", found=str(folder),
-                      wanted="prompt.npy in it", fix="only tables of virtual tokens are compared")
-    path = str(folder / "prompt.npy")
+  if run_prompts.is_run(folder):
+    name = run_prompts.summary_of(folder).get("task") or folder.name
+    path = str(run_prompts.table_of(folder, setting))
   values = prompt_files.read(path, setting).values
   if values.ndim != 2:
     raise UserError("A bank of prompts cannot be compared", found=f"{path}: {values.shape}",

@@ -59,6 +59,7 @@ def runs(tmp_path):
   for i, task in enumerate(("sst2", "rte")):
     folder = tmp_path / task
     folder.mkdir()
+    (folder / "settings.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"task": task}))
     save_prompt(folder / "prompt.npy", i)
   values = np.load(tmp_path / "rte/prompt.npy") + 0.01
