@@ -23,6 +23,7 @@ from prompt_tuning.checkpoints import (
   hub,
   leaf_table,
   loading,
+  method_files,
   prompt_files,
   prompt_origin,
   storage,
@@ -69,6 +70,7 @@ class ConvertConfig:
 
   def __post_init__(self):
     dtype_of(self.dtype)
+    _check_source(self.source)
     if not self.overwrite and os.path.exists(self.destination):
       raise UserError("The destination exists", found=self.destination, wanted="a new name",
                       fix="give another name, or --overwrite")
@@ -144,6 +146,18 @@ def convert_prompt(config: ConvertConfig, *, dry_run: bool = False) -> prompt_fi
   if written.values.tobytes() != prompt.values.tobytes():
     raise _differs(config.destination, ["the prompt"])
   return dataclasses.replace(written, metadata=metadata)
+
+
+def _check_source(path: str) -> None:
+  """Refuses by name the prompt of a method that is more than a table: no other format holds it."""
+  if method_files.is_one(path) and (pathlib.Path(path).name == method_files.NAME
+                                    or method_files.metadata(path)):
+    method = method_files.metadata(path).get("method")
+    raise UserError("This prompt is more than a table of vectors, and no other format holds it",
+                    found=path + (f", of {method}" if method else ""),
+                    wanted="a checkpoint, or a prompt that is a table: prompt.npy, .npz, PEFT's",
+                    fix="use it as it is: PROMPT_FILE and --prompt take it. LoRA and IA3 become "
+                    "weights with `prompt-tuning merge`, and convert takes those")
 
 
 def _check_place(metadata: Mapping[str, Any], prompt: prompt_files.PromptFile, form: str) -> None:

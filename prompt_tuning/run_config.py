@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import hosts, placement, quantization, trees
-from prompt_tuning.checkpoints import hf_files, hub, loading, method_files
+from prompt_tuning.checkpoints import hf_files, hub, loading, method_files, peft, prompt_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
@@ -237,6 +237,9 @@ class ModelConfig:
       served = self.prompt.served()
       return {"embedding": jnp.asarray(read_prompt(path, served.length, self.backbone.emb_dim,
                                                    served.num_prompts, setting))}
+    found = prompt_files.find(path)
+    if found is not None and found[0] == "peft":
+      peft.check_method(found[1])
     if not method_files.is_one(path):
       raise UserError("This method is more than a table of vectors", found=path,
                       wanted=f"{method_files.NAME} of a run, for {type(self.prompt).__name__}",

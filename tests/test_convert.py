@@ -20,6 +20,7 @@ from prompt_tuning.checkpoints import backbone as ours
 from prompt_tuning.checkpoints import (
   formats,
   loading,
+  method_files,
   prompt_files,
   t5x_legacy,
   zarr_arrays,
@@ -354,6 +355,18 @@ def test_a_prompt_that_is_not_in_front_stays_where_it_says_so(tmp_path, capsys):
   save("{prompt:1}{prompt:2}{inputs}")
   assert run(tmp_path / "prompt.npy", tmp_path / "adapter") == 0
   capsys.readouterr()
+
+
+@pytest.mark.parametrize("destination", ["x.npz", "x.npy", "folder"])
+def test_the_prompt_of_a_method_is_refused_by_name(tmp_path, capsys, destination):
+  file = tmp_path / "mine.safetensors"
+  method_files.write(file, {"a": np.zeros((2, 3), np.float32)}, {"method": "Lora"})
+  assert run(file, tmp_path / destination) == 2
+  error = capsys.readouterr().err
+  assert "more than a table of vectors, and no other format holds it" in error
+  assert "mine.safetensors, of Lora" in error and "prompt-tuning merge" in error
+  assert run(tmp_path / "prompt.safetensors", tmp_path / destination) == 2
+  assert "no other format holds it" in capsys.readouterr().err
 
 
 def test_a_reference_to_the_hub_is_a_backbone_unless_a_prompt_is_asked_for():

@@ -110,3 +110,17 @@ def test_a_prompt_of_a_method_that_is_not_there(tmp_path):
   with pytest.raises(UserError) as error:
     trained_model.find(config, None, str(tmp_path / "prompt.safetensors"))
   assert error.value.what == "PROMPT_FILE cannot be read"
+
+
+@pytest.mark.parametrize("name", ["", "/adapter_model.safetensors"])
+def test_an_adapter_for_a_method_of_ours(tmp_path, name):
+  folder = tmp_path / "adapter"
+  prompt_files.write(str(folder), np.zeros((3, 16), np.float32), {})
+  config = dataclasses.replace(model(False), prompt=Lora(CONFIG, rank=2))
+  with pytest.raises(UserError, match="(use prompts/soft.gin|of another method)"):
+    trained_model.find(config, None, f"{folder}{name}")
+  about = json.loads((folder / "adapter_config.json").read_text()) | {"peft_type": "LORA"}
+  (folder / "adapter_config.json").write_text(json.dumps(about))
+  for each in (config, model()):
+    with pytest.raises(UserError, match="This PEFT adapter is not a prompt(.|\n)*merge_and_unload"):
+      trained_model.find(each, None, f"{folder}{name}")

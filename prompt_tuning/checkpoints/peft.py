@@ -33,6 +33,8 @@ CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "
 TENSOR = "prompt_embeddings"
 METHODS = ("PROMPT_TUNING", "P_TUNING")
 TASK = "SEQ_2_SEQ_LM"
+# What PEFT itself works into the weights.
+MERGED = ("LORA", "IA3", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA")
 PREFIX = "PREFIX_TUNING"
 _MAX_CONFIG = 1 << 20
 
@@ -43,6 +45,31 @@ def choose(names: Sequence[str]) -> list[str]:
   return [name for name in (CONFIG, weights) if name in names]
 
 
+def check_method(folder: pathlib.Path) -> None:
+  """Refuses an adapter that no command reads, and says what to do with it.
+
+  Raises:
+    UserError: its method trains something else than vectors ahead of the input.
+    ValueError: the folder is damaged.
+  """
+  method = _config(folder).get("peft_type")
+  if method in METHODS:
+    return
+  if method == PREFIX:
+    raise UserError(
+      "A PEFT prefix is not a prompt", found=f"{folder}: peft_type {PREFIX}",
+      wanted=" or ".join(METHODS),
+      fix="train a prefix here, with prompts/prefix.gin: PEFT's holds keys and values of the "
+      "decoder's self-attention alone, and its layers share them: decoder layer i of L has the "
+      "blocks 4i mod 2L (keys) and 4i+1 mod 2L (values)")
+  raise UserError(
+    "This PEFT adapter is not a prompt", found=f"{folder}: peft_type {method!r}",
+    wanted=" or ".join(METHODS),
+    fix="merge it in PEFT, with model.merge_and_unload().save_pretrained(FOLDER): "
+    "INITIAL_CHECKPOINT_PATH and `prompt-tuning convert` take that folder" if method in MERGED else
+    "train a method of prompts/ here: of PEFT's methods only those are nothing but vectors")
+
+
 def read(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
   """The prompt `[P, D]` of a prompt-tuning or P-tuning adapter, and what its configuration says.
 
@@ -50,19 +77,8 @@ def read(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
     UserError: an adapter of another method.
     ValueError: the folder is damaged.
   """
+  check_method(folder)
   config = _config(folder)
-  method = config.get("peft_type")
-  if method == PREFIX:
-    raise UserError(
-      "A PEFT prefix is not a prompt", found=f"{folder}: peft_type {PREFIX}",
-      wanted=" or ".join(METHODS),
-      fix="a prefix holds keys and values of the decoder's self-attention, no embeddings, and PEFT "
-      "gives decoder layer i of L the blocks 4i mod 2L (keys) and 4i+1 mod 2L (values), so that "
-      "layers share them: peft.read_prefix reads it; train a prompt or a prefix with this package")
-  if method not in METHODS:
-    raise UserError("This PEFT adapter is not a prompt", found=f"{folder}: peft_type {method!r}",
-                    wanted=" or ".join(METHODS),
-                    fix="of PEFT's methods only those train nothing but vectors ahead of the input")
   _check_task(folder, config)
   tensor = _tensor(folder)
   length = _count(config, "num_virtual_tokens")
