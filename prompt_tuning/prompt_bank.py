@@ -33,7 +33,7 @@ from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.prompted import PromptedT5, one_of_bank
 from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.prompts.soft import SoftPrompt
-from prompt_tuning.run_config import RANDOM, ModelConfig
+from prompt_tuning.run_config import RANDOM, ModelConfig, TaskConfig
 from prompt_tuning.t5 import T5
 
 NO_PROMPT = "none"
@@ -177,9 +177,19 @@ def of_trained(trained: trained_model.TrainedModel, task: str | None) -> Bank:
 
 def model_of_run(model_dir: str) -> ModelConfig:
   """The model of a run, from its own settings. What was loaded from gin before is replaced."""
+  _load_run(model_dir)
+  return gin_config.build(ModelConfig)
+
+
+def task_of_run(model_dir: str) -> TaskConfig:
+  """The task of a run, likewise."""
+  _load_run(model_dir)
+  return gin_config.build(TaskConfig)
+
+
+def _load_run(model_dir: str) -> None:
   gin_config.load(["commands/info.gin", str((pathlib.Path(model_dir) / "config.gin").absolute())],
                   [])
-  return gin_config.build(ModelConfig)
 
 
 def _expand(source: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What commands take from the runs that they are given, and what outranks it."""
 
 import argparse
+import pathlib
 
 import pytest
 from small_models import GIN
@@ -119,3 +120,39 @@ def test_runs_that_do_not_go_together(tmp_path):
   c = save_run(tmp_path, "c", "--gin.LEADING_SENTINEL=True")
   with pytest.raises(UserError, match="These runs do not go together(.|\n)*LEADING_SENTINEL"):
     of_prompts(tmp_path, a=a, c=c)
+
+
+def test_tasks_over_files_are_those_of_each_run(tmp_path):
+  a = save_run(tmp_path, "a", lengths=(12, 4))
+  b = save_run(tmp_path, "b", "--gin.LEADING_SENTINEL=False", labels=("1", "2"), lengths=(30, 4))
+  for prompts in ([f"mine={a}", f"other={b}/prompt.npy"], [f"your_data={a}", f"other={b}"],
+                  [f"mine={a}", f"your_data={b}"]):
+    found = load("eval_prompts", "--gin.TEST_FILE=new.tsv", prompts=prompts)
+    one, two = (found.task_of(name) for name, _ in found.prompts)
+    assert one.source.labels == ("yes", "no") and one.source.test_file == "new.tsv"
+    assert two.source.labels == ("1", "2") and two.source.test_file is None
+    assert one.feature_lengths == two.feature_lengths == {"inputs": 30, "targets": 4}
+  # A name of the table is that task.
+  found = load("eval_prompts", prompts=[f"mine={a}", f"glue_sst2={b}"])
+  assert (found.task_of("glue_sst2").name, found.task_of("glue_sst2").source) == (
+    "glue_sst2", None)
+  found = load("eval_prompts", prompts=[f"mine={a}", f"other={a}", f"other={b}"])
+  with pytest.raises(UserError, match="The runs of 'other' are of different files"):
+    found.task_of("other")
+  with pytest.raises(UserError, match="or a task over files in TASKS\n.*did you mean 'glue_sst2'"):
+    load("eval_prompts", prompts=[f"mine={a}", "glue_sst=none"]).task_of("glue_sst")
+
+
+def test_tasks_over_files_that_no_run_says(tmp_path):
+  """The gin file of docs/serving.md."""
+  text = (pathlib.Path(__file__).parents[1] / "docs/serving.md").read_text()
+  lines = text.split("  from __gin__ import")[1].split("  ```")[0].splitlines()
+  rows = tmp_path / "train.tsv"
+  mine = "\n".join(["from __gin__ import" + lines[0], *(line[2:] for line in lines[1:])])
+  (tmp_path / "tasks.gin").write_text(mine.replace("'train.tsv'", f"'{rows}'").replace(
+    "'dev.tsv'", f"'{rows}'"))
+  run = save_run(tmp_path, "a")
+  found = load("eval_prompts", files=[tmp_path / "tasks.gin"],
+               prompts=[f"mine={tmp_path / 'x.npy'}", f"other={run}"])
+  assert found.task_of("mine").source.labels == ["bad", "good"]
+  assert found.task_of("other").source.labels == ("yes", "no")

@@ -56,8 +56,12 @@ def members_of(folder: str | pathlib.Path) -> list[pathlib.Path]:
 
 
 def run_of(path: str | pathlib.Path) -> pathlib.Path | None:
-  """The MODEL_DIR in which a prompt's file lies, as its own prompt or as a member's."""
+  """The MODEL_DIR that a path is, or in which it lies: a prompt's file, a member's, `members`."""
   file = pathlib.Path(path)
+  if is_run(file):
+    return file
+  if file.name == MEMBERS:
+    return file.parent if is_run(file.parent) else None
   if file.stem != pathlib.Path(TABLE).stem:
     return None
   folder = file.parent
