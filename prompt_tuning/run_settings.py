@@ -68,7 +68,7 @@ def find(command: str, files: Sequence[Source], bindings: Sequence[str],
       instead.append(f"LABELS = {_labels(runs, len(dict(prompts)))!r}")
     return config.read_run(runs[0].file, instead)
   folder = _model_dir(files, bindings)
-  if folder is None or prompts:
+  if folder is None:
     return None
   if not (folder / FILE).is_file():
     found = f"a folder without {FILE}" if folder.is_dir() else "no such folder"
