@@ -1,12 +1,10 @@
 """A parsed command line, and what a subcommand is; nothing heavy is imported."""
 
 import argparse
-import ast
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from prompt_tuning import config, macro_help
+from prompt_tuning import config, macro_help, run_settings
 from prompt_tuning.errors import UserError
 from prompt_tuning.native_logs import quiet_imports
 
@@ -26,22 +24,17 @@ class Arguments:
   def load(self, command: str) -> None:
     """Loads `commands/<command>.gin`, and what the user named.
 
-    With a run's MODEL_DIR and no gin file, `eval`, `infer` and `merge` take its own settings; with
-    `--prompt`, those of the first run that it names.
+    Where no gin file says the model, `eval`, `infer` and `merge` take the settings of the run in
+    MODEL_DIR; with `--prompt`, those of the first run that it names.
     """
-    files = list(self.options.gin_file)
-    if not files and command in ("eval", "eval_prompts", "infer", "merge"):
-      files = _run_settings(self.bindings, self.prompts())
+    files, folders = list(self.options.gin_file), self.options.gin_search_paths
+    run = None
+    if command in run_settings.COMMANDS:
+      run = run_settings.find(command, config.read_files(files, folders), self.bindings,
+                              self.prompts())
+    prompts = [f"PROMPTS = {tuple(self.prompts())!r}"] if self.prompts() else []
     with quiet_imports():
-      config.load([f"commands/{command}.gin", *files], self._prompt_bindings() + self.bindings,
-                  self.options.gin_search_paths)
-
-  def _prompt_bindings(self) -> list[str]:
-    if not self.prompts():
-      return []
-    # A run's own settings name its MODEL_DIR.
-    own = [] if self.options.gin_file else ["MODEL_DIR = None"]
-    return [f"PROMPTS = {tuple(self.prompts())!r}", *own]
+      config.load([f"commands/{command}.gin", *files], prompts + self.bindings, folders, run)
 
   def prompts(self) -> list[tuple[str, str]]:
     """The (name, source) pairs of `--prompt NAME=SOURCE`."""
@@ -108,23 +101,3 @@ def help_of_macros(command: str, flags: Sequence[str]) -> str:
   if not options.gin_file:
     return ""
   return "\n" + macro_help.describe(command, options.gin_file, options.gin_search_paths)
-
-
-def _run_settings(bindings: Sequence[str], prompts: Sequence[tuple[str, str]]) -> list[str]:
-  """The config.gin of the run that `--gin.MODEL_DIR` or a `--prompt` names, if there is one."""
-  for _, source in prompts:
-    for folder in (pathlib.Path(source), *pathlib.Path(source).parents[:3]):
-      if (folder / "config.gin").is_file():
-        return [str((folder / "config.gin").absolute())]
-  values = [b.partition(" = ")[2] for b in bindings if b.startswith("MODEL_DIR = ")]
-  try:
-    folder = pathlib.Path(ast.literal_eval(values[-1]))
-  except (IndexError, ValueError, SyntaxError, TypeError):
-    return []
-  settings = folder / "config.gin"
-  if not settings.is_file():
-    found = "a folder without config.gin" if folder.is_dir() else "no such folder"
-    raise UserError("MODEL_DIR holds no run", found=f"{folder} ({found})",
-                    wanted="the MODEL_DIR of a `prompt-tuning train` command",
-                    fix="correct the path, or give the gin files of the model")
-  return [str(settings.absolute())]

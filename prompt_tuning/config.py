@@ -30,6 +30,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.gin_files import (
   OVERRIDE_RANK,
   RANKS,
+  RUN_RANK,
   Import,
   Macro,
   Reference,
@@ -135,14 +136,15 @@ def _literal(name: str, text: str) -> str:
     raise
 
 
-def load(gin_files: Sequence[str], bindings: Sequence[str],
-         search_paths: Sequence[str] = ()) -> None:
+def load(gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = (),
+         run: Source | None = None) -> None:
   """Replaces the configuration by that of the files and bindings.
 
   Args:
     gin_files: shipped names (`prompts/soft.gin`) or paths; their order does not matter.
     bindings: gin text, `NAME = value` each; they outrank every file, and the last of equals wins.
     search_paths: more folders to look in.
+    run: the settings of a run (`read_run`); every file but those of commands/ outranks them.
 
   Raises:
     UserError: a file, module, class, field, macro or scope that does not exist, a syntax error, or
@@ -150,13 +152,16 @@ def load(gin_files: Sequence[str], bindings: Sequence[str],
   """
   global _loaded
   clear()
-  sources = read_files(gin_files, search_paths)
+  sources = read_files(gin_files, search_paths) + ([] if run is None else [run])
   overrides = Source("the command line", OVERRIDE_RANK)
   for binding in bindings:
     setting = _parse_binding(binding, overrides.label)
     overrides.settings.append(dataclasses.replace(setting, source=overrides, line=0))
   targets = resolve(sources, overrides)
   settings = merge([*sources, overrides])
+  if run is not None:
+    # A file such as runs/your_data.gin asks for values, and the run has them.
+    settings |= {s.key: s for s in run.settings if settings[s.key].value == REQUIRED}
   check_used(settings, _shipped_sources)
   imports = sorted({line.text for source in sources for line in source.imports})
   lines = ["from __gin__ import dynamic_registration", *imports]
@@ -221,6 +226,21 @@ def read(path: Path) -> Source:
     raise UserError(f"{label} is not a gin file", found=error, wanted="UTF-8 text",
                     fix="name a gin file, or save it as UTF-8") from None
   return _parse(text, label, rank)
+
+
+def read_run(path: Path, instead: Sequence[str] = ()) -> Source:
+  """The settings that a run left in its config.gin, with the rank of such settings.
+
+  Args:
+    instead: gin text, `NAME = value` each, that takes the place of the run's own.
+  """
+  run = dataclasses.replace(read(path), rank=RUN_RANK)
+  own = {setting.key: setting for setting in run.settings}
+  for binding in instead:
+    setting = _parse_binding(binding, run.label)
+    own[setting.key] = dataclasses.replace(setting, line=0)
+  run.settings = [dataclasses.replace(setting, source=run) for setting in own.values()]
+  return run
 
 
 def _parse(text: str, label: str, rank: int) -> Source:

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning import placement
 from prompt_tuning.checkpoints import (
   formats,
   hub,
   leaf_table,
   loading,
+  method_files,
   prompt_files,
   prompt_origin,
   storage,
@@ -68,6 +70,7 @@ class ConvertConfig:
 
   def __post_init__(self):
     dtype_of(self.dtype)
+    _check_source(self.source)
     if not self.overwrite and os.path.exists(self.destination):
       raise UserError("The destination exists", found=self.destination, wanted="a new name",
                       fix="give another name, or --overwrite")
@@ -119,7 +122,7 @@ def is_prompt(config: ConvertConfig) -> bool:
 
 
 def convert_prompt(config: ConvertConfig, *, dry_run: bool = False) -> prompt_files.PromptFile:
-  """Reads, writes, and reads back; what was written, or would be.
+  """Reads, writes, and reads back; what was written, or would be, with all that is known of it.
 
   Raises:
     UserError: no prompt, or a format that cannot hold it; a flag that is a backbone's.
@@ -132,16 +135,42 @@ def convert_prompt(config: ConvertConfig, *, dry_run: bool = False) -> prompt_fi
                     wanted="one of " + ", ".join(prompt_files.FORMATS),
                     fix="name one of them, or leave --to out: the destination's name decides")
   prompt = prompt_files.read(config.source, "SRC")
+  form = config.to or prompt_files.target_format(config.destination)
+  metadata = prompt_files.describe(prompt.values) | prompt_origin.of_prompt(
+    prompt.path, prompt.metadata)
+  _check_place(metadata, prompt, form)
   if dry_run:
-    return dataclasses.replace(prompt, path=config.destination, format=config.to or (
-      prompt_files.target_format(config.destination)))
-  origin = prompt_origin.of_run(pathlib.Path(prompt.path).parent)
-  metadata = prompt_files.describe(prompt.values) | origin | dict(prompt.metadata)
+    return dataclasses.replace(prompt, path=config.destination, format=form, metadata=metadata)
   prompt_files.write(config.destination, prompt.values, metadata, format=config.to)
   written = prompt_files.read(config.destination, "DST")
   if written.values.tobytes() != prompt.values.tobytes():
     raise _differs(config.destination, ["the prompt"])
-  return written
+  return dataclasses.replace(written, metadata=metadata)
+
+
+def _check_source(path: str) -> None:
+  """Refuses by name the prompt of a method that is more than a table: no other format holds it."""
+  if method_files.is_one(path) and (pathlib.Path(path).name == method_files.NAME
+                                    or method_files.metadata(path)):
+    method = method_files.metadata(path).get("method")
+    raise UserError("This prompt is more than a table of vectors, and no other format holds it",
+                    found=path + (f", of {method}" if method else ""),
+                    wanted="a checkpoint, or a prompt that is a table: prompt.npy, .npz, PEFT's",
+                    fix="use it as it is: PROMPT_FILE and --prompt take it. LoRA and IA3 become "
+                    "weights with `prompt-tuning merge`, and convert takes those")
+
+
+def _check_place(metadata: Mapping[str, Any], prompt: prompt_files.PromptFile, form: str) -> None:
+  """Refuses a prompt that does not stand in front for a reader that always puts it there."""
+  template = metadata.get("template")
+  if form in ("peft", "t5x") and isinstance(template, str) and not placement.is_front(
+      template, prompt.values.shape[-2]):
+    reader = "PEFT" if form == "peft" else "the code of Lester et al. 2021"
+    raise UserError(f"{reader} has prompts in front of the input alone",
+                    found=f"{prompt.path}: PROMPT_TEMPLATE = {template!r}",
+                    wanted="a prompt that was trained in front",
+                    fix="keep it as .npz, which says where it stands, or train one without "
+                    "PROMPT_TEMPLATE")
 
 
 def plan(config: ConvertConfig) -> Plan:

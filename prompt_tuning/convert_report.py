@@ -1,5 +1,6 @@
 """What `prompt-tuning convert` prints: the table of leaves, sizes, and how it ended."""
 
+from prompt_tuning import placement
 from prompt_tuning.checkpoints.leaf_table import Row
 from prompt_tuning.checkpoints.prompt_files import PromptFile
 from prompt_tuning.checkpoints.stacking import stacked_name
@@ -38,6 +39,9 @@ def show_prompt(written: PromptFile, *, dry_run: bool = False) -> None:
   how = "would be written" if dry_run else "read back and compared"
   shape = list(written.values.shape)
   print(f"prompt:  float32 {shape} in {written.path} ({written.format}), {how}")
+  template = written.metadata.get("template") or placement.FRONT
+  if written.format == "npy" and template != placement.FRONT:
+    print(f"note:    an array does not say where it stands: PROMPT_TEMPLATE = {template!r}")
 
 
 def _leaves(row: Row) -> str:

@@ -51,6 +51,29 @@ def greedy(next_logits: NextLogits, state: State, *, batch_size: int, max_length
                  batch_size, max_length, eos_id, start_id, limits)
 
 
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+  """Raises a UserError where a setting of `sample` is out of its range."""
+  if not temperature > 0.0:
+    raise UserError("temperature is out of range", found=temperature, wanted="above 0",
+                    fix="decode greedily instead of at temperature 0")
+  if top_k < 0:
+    raise UserError("top_k is out of range", found=top_k, wanted="a number of tokens, or 0 for all",
+                    fix="set top_k to 0 or more")
+  if not 0.0 < top_p <= 1.0:
+    raise UserError("top_p is out of range", found=top_p, wanted="0 < top_p <= 1 (1.0 for all)",
+                    fix="set top_p, for instance to 0.95")
+
+
+def check_beams(num_beams: int, alpha: float) -> None:
+  """Raises a UserError where a setting of `beam_search` is out of its range."""
+  if num_beams < 1:
+    raise UserError("num_beams is out of range", found=num_beams, wanted="1 or more",
+                    fix="set num_beams to 4, T5's choice")
+  if not alpha >= 0.0:
+    raise UserError("the length penalty alpha is negative", found=alpha, wanted="0 or more",
+                    fix="set alpha to 0.6, T5's choice, or to 0.0 for none")
+
+
 def sample(next_logits: NextLogits, state: State, *, batch_size: int, max_length: int, key: Array,
            temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, eos_id: int = EOS_ID,
            start_id: int = PAD_ID, limits: Constraints = constraints.NONE) -> Array:
@@ -70,15 +93,7 @@ def sample(next_logits: NextLogits, state: State, *, batch_size: int, max_length
   Raises:
     UserError: a number is out of its range, or `top_k` is more than V.
   """
-  if not temperature > 0.0:
-    raise UserError("temperature is out of range", found=temperature, wanted="above 0",
-                    fix="decode greedily instead of at temperature 0")
-  if top_k < 0:
-    raise UserError("top_k is out of range", found=top_k, wanted="a number of tokens, or 0 for all",
-                    fix="set top_k to 0 or more")
-  if not 0.0 < top_p <= 1.0:
-    raise UserError("top_p is out of range", found=top_p, wanted="0 < top_p <= 1 (1.0 for all)",
-                    fix="set top_p, for instance to 0.95")
+  check_sampling(temperature, top_k, top_p)
 
   keys = key if key.ndim else jax.vmap(lambda row: jax.random.fold_in(key, row))(
     jnp.arange(batch_size))
@@ -151,12 +166,7 @@ def beam_search(next_logits: NextLogits, state: State, *, batch_size: int, max_l
   """
   _check_length(max_length)
   limits.check(max_length)
-  if num_beams < 1:
-    raise UserError("num_beams is out of range", found=num_beams, wanted="1 or more",
-                    fix="set num_beams to 4, T5's choice")
-  if not alpha >= 0.0:
-    raise UserError("the length penalty alpha is negative", found=alpha, wanted="0 or more",
-                    fix="set alpha to 0.6, T5's choice, or to 0.0 for none")
+  check_beams(num_beams, alpha)
   first_rows = jnp.arange(batch_size, dtype=jnp.int32)[:, None] * num_beams
 
   def penalized(log_probs, length):

@@ -15,7 +15,6 @@ student's P. No gradient reaches them. Cost: a forward pass with P' virtual toke
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompted import PromptedT5, add_virtual_tokens
 from prompt_tuning.prompts.initializers import check_prompt
@@ -144,10 +143,6 @@ def _both(model: PromptedT5, params: Any, tokens: Array, batch: Mapping[str, Arr
 
 
 def _read(path: str) -> prompt_files.PromptFile:
-  folder = pathlib.Path(path)
-  saved = folder / "prompt.npy"
-  if (folder / "summary.json").is_file() and not saved.is_file():
-    raise UserError("A teacher's run saved no prompt.npy", found=str(folder),
-                    wanted="a run of one soft prompt (or a method that is served as one)",
-                    fix="let that run reach its first evaluation")
-  return prompt_files.read(str(saved if saved.is_file() else path), setting="TEACHER_PROMPTS")
+  if run_prompts.is_run(path):
+    path = str(run_prompts.table_of(path, "TEACHER_PROMPTS"))
+  return prompt_files.read(path, setting="TEACHER_PROMPTS")

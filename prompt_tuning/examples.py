@@ -87,8 +87,11 @@ def of_task(task: TaskConfig, split: str, vocabulary: str, most: int | None,
   return Examples(texts["inputs"], [row["inputs"] for row in rows], texts["targets"])
 
 
-def read_lines(path: str) -> list[str]:
+def read_lines(path: str, setting: str = "INPUT_FILE") -> list[str]:
   """The lines of a utf-8 file, or of standard input (`-`).
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: no such file, no line, or bytes that are not utf-8 (with their line).
@@ -97,18 +100,18 @@ def read_lines(path: str) -> list[str]:
   try:
     content = sys.stdin.buffer.read() if path == STANDARD else pathlib.Path(path).read_bytes()
   except OSError as error:
-    raise UserError("INPUT_FILE cannot be read", found=f"{path}: {error.strerror}",
+    raise UserError(f"{setting} cannot be read", found=f"{path}: {error.strerror}",
                     wanted="a text file, an input a line",
-                    fix="correct --gin.INPUT_FILE") from error
+                    fix=f"correct --gin.{setting}") from error
   if not content.strip():
-    raise UserError("INPUT_FILE is empty", found=f"{len(content)} bytes in {name}",
+    raise UserError(f"{setting} is empty", found=f"{len(content)} bytes in {name}",
                     wanted="an input a line", fix="write at least one line to it")
   lines = []
   for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
     try:
       lines.append(line.removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError as error:
-      raise UserError("INPUT_FILE is not utf-8 text",
+      raise UserError(f"{setting} is not utf-8 text",
                       found=f"{name} line {number}: byte {line[error.start]:#04x} at column "
                       f"{error.start + 1}", wanted="utf-8",
                       fix="save it as utf-8, e.g. with iconv -t utf-8") from error

@@ -58,6 +58,8 @@ class Decoding:
         raise UserError(f"{name.upper()} has no effect on {self.strategy} decoding",
                         found=f"{name} = {getattr(self, name)}", wanted=f"strategy {owner!r}",
                         fix=f"--gin.DECODING=\"'{owner}'\", or leave {name} out")
+    decoding.check_sampling(self.temperature, self.top_k, self.top_p)
+    decoding.check_beams(self.num_beams, self.alpha)
 
   def limits(self, tokenizer: Any, max_length: int) -> Constraints:
     """What may not be generated.

@@ -2,7 +2,8 @@
 
 Knows nothing of gin itself: `config.py` parses the files into `Source`s and builds the objects.
 The rank of a shipped file is its top folder; any other file is a user file. `commands/` holds what
-a command loads itself. Merging does not depend on the order in which the files are named.
+a command loads itself; "the run" is the config.gin that a command takes from a MODEL_DIR. Merging
+does not depend on the order in which the files are named.
 """
 
 import dataclasses
@@ -25,9 +26,9 @@ T5X_NAMES = {
   "INFER_OUTPUT_DIR": "the macro is OUTPUT_FILE",
   "CHECKPOINT_PATH": "a backbone is INITIAL_CHECKPOINT_PATH, a run MODEL_DIR, a prompt PROMPT_FILE",
 }
-RANKS = ("commands", "models", "prompts", "inits", "controls", "runs", "papers", "user files",
-         "overrides")
-USER_RANK, OVERRIDE_RANK = len(RANKS) - 2, len(RANKS) - 1
+RANKS = ("commands", "the run", "models", "prompts", "inits", "controls", "runs", "papers",
+         "user files", "overrides")
+RUN_RANK, USER_RANK, OVERRIDE_RANK = 1, len(RANKS) - 2, len(RANKS) - 1
 
 
 @dataclasses.dataclass(frozen=True)

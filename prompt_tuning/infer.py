@@ -43,8 +43,8 @@ class InferConfig:
     input_file: INPUT_FILE, utf-8, an input a line; `-` is standard input.
     output_file: OUTPUT_FILE; `-` is standard output.
     output_format: OUTPUT_FORMAT, `text` or `json`.
-    labels: LABELS to choose among by likelihood; None: generate text. Of several tasks, those of
-      each by its name; tasks that are not named generate.
+    labels: LABELS to choose among by likelihood; None: generate text. Of `prompts`, those of each
+      task by its name; tasks that are not named generate. A plain list only where there is one.
     decoding: how text is generated.
     control: what steers it, or None.
     model_dir, prompt_file: MODEL_DIR of a run, PROMPT_FILE; what was trained.
@@ -108,6 +108,10 @@ class InferConfig:
       object.__setattr__(self, "labels", {
         name: examples.class_names(labels) for name, labels in self.labels.items()})
     elif self.labels is not None:
+      if len(names) > 1:
+        raise UserError("LABELS do not say which task they are of", found=repr(self.labels),
+                        wanted="the labels of each task by its name; a task without any generates",
+                        fix=f"--gin.LABELS=\"{{{self.prompts[0][0]!r}: {list(self.labels)!r}}}\"")
       object.__setattr__(self, "labels", examples.class_names(self.labels))
 
 

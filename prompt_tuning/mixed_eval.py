@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning import ensembles, hosts, prompt_bank, steering
+from prompt_tuning.checkpoints import run_prompts
 from prompt_tuning.disk import check_local, write_text
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
@@ -33,6 +34,7 @@ from prompt_tuning.prompt_bank import Bank
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.run_dir import environment
 from prompt_tuning.serving import Row, Server
+from prompt_tuning.tasks import registry, table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,9 @@ class MixedEvalConfig:
 
   Attributes:
     model: that serves them.
-    task: lengths and limits of all tasks; the data of the task of its name.
-    tasks: TASKS, name -> `TaskConfig` of tasks over files.
+    task: lengths and limits of all tasks; the data of the task of its name. Over files it is the
+      first prompt's; of further ones the run says its own.
+    tasks: TASKS, name -> `TaskConfig` of tasks over files that no run says.
     eval_settings: split, batch size, examples.
     prompts: (task, source) pairs (`prompt_bank.py`).
     output_dir: OUTPUT_DIR, or None: no files.
@@ -67,13 +70,47 @@ class MixedEvalConfig:
                         wanted="one of " + ", ".join(sorted(names)), fix=nearest(name, names))
 
   def task_of(self, name: str) -> TaskConfig:
-    """Where a task's rows come from."""
+    """Where a task's rows come from.
+
+    Raises:
+      UserError: nobody says.
+    """
     if name in self.tasks:
       return self.tasks[name]
-    if name == self.task.name:
+    first = self.prompts[0][0]
+    # A task over files has a name that says nothing: it is the first prompt's, as that is called.
+    if name == (first if self.task.source is not None and self._is_nobodys(first) else
+                self.task.name):
       return self.task
-    # A source makes one task, of its own name.
-    return dataclasses.replace(self.task, name=name, source=None)
+    if not self._is_nobodys(name):
+      # A source makes one task, of its own name.
+      return dataclasses.replace(self.task, name=name, source=None)
+    own = self._own_task(name)
+    if own is None:
+      raise UserError(f"There are no rows to evaluate {name!r} on",
+                      found="no such task, and no run of that name that has files of its own",
+                      wanted="a name that `prompt-tuning tasks` lists, or a task over files in "
+                      "TASKS",
+                      fix=f"{nearest(name, table.names())}; docs/serving.md shows TASKS")
+    return own
+
+  def _is_nobodys(self, name: str) -> bool:
+    return name not in self.tasks and not registry.knows(name, self.task.module)
+
+  def _own_task(self, name: str) -> TaskConfig | None:
+    """The files that the runs of a name were trained on, if they were on any."""
+    runs = {run: source for each, source in self.prompts
+            if each == name and (run := run_prompts.run_of(source)) is not None}
+    found = {source: task for run, source in runs.items()
+             if (task := prompt_bank.task_of_run(str(run))).source is not None}
+    for source, task in found.items():
+      if task.source != next(iter(found.values())).source:
+        raise UserError(f"The runs of {name!r} are of different files", found=f"{source}, and "
+                        f"{next(iter(found))}", wanted="one task for a name",
+                        fix=f"give them names of their own, or say the task in TASKS[{name!r}]")
+    own = next(iter(found.values()), None)
+    return None if own is None else dataclasses.replace(
+      own, feature_lengths=self.task.feature_lengths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,8 +66,16 @@ class Placement:
     return result
 
 
+# What PROMPT_TEMPLATE = None stands for.
+FRONT = "{prompt}{inputs}"
 # Nothing around the input.
 PLAIN = Placement()
+
+
+def is_front(template: str, length: int) -> bool:
+  """Whether a template puts the prompt, whole and in order, right ahead of the input."""
+  # Any word is something: which ids it has does not matter.
+  return parse(template, length, lambda text: [1]).is_in_front
 
 
 def parse(template: str, length: int, encode: Callable[[str], Sequence[int]]) -> Placement:

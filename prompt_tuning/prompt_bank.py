@@ -25,7 +25,7 @@ import numpy as np
 
 from prompt_tuning import config as gin_config
 from prompt_tuning import trained_model
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, prompt_origin, run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PAD_ID, T5Config
 from prompt_tuning.partitioning import Partitioner
@@ -33,11 +33,10 @@ from prompt_tuning.placement import PLAIN, Placement
 from prompt_tuning.prompted import PromptedT5, one_of_bank
 from prompt_tuning.prompts.method import PromptMethod
 from prompt_tuning.prompts.soft import SoftPrompt
-from prompt_tuning.run_config import RANDOM, ModelConfig
+from prompt_tuning.run_config import RANDOM, ModelConfig, TaskConfig
 from prompt_tuning.t5 import T5
 
 NO_PROMPT = "none"
-MEMBERS = "members"
 # What may differ between a run and the model that serves its prompt.
 _COMPUTATION = {"scan_layers": True, "remat": "none", "dropout_rate": 0.0, "dtype": "float32",
                 "param_dtype": "float32"}
@@ -178,23 +177,37 @@ def of_trained(trained: trained_model.TrainedModel, task: str | None) -> Bank:
 
 def model_of_run(model_dir: str) -> ModelConfig:
   """The model of a run, from its own settings. What was loaded from gin before is replaced."""
+  _load_run(model_dir)
+  return gin_config.build(ModelConfig)
+
+
+def task_of_run(model_dir: str) -> TaskConfig:
+  """The task of a run, likewise."""
+  _load_run(model_dir)
+  return gin_config.build(TaskConfig)
+
+
+def _load_run(model_dir: str) -> None:
   gin_config.load(["commands/info.gin", str((pathlib.Path(model_dir) / "config.gin").absolute())],
                   [])
-  return gin_config.build(ModelConfig)
 
 
 def _expand(source: str) -> list[str]:
   """The members of a run with N_PROMPTS, in order; else the source alone."""
   folder = pathlib.Path(source)
-  if folder.name != MEMBERS or not folder.is_dir():
+  if folder.name != run_prompts.MEMBERS or not folder.is_dir():
     return [source]
-  numbered = sorted((path for path in folder.iterdir() if path.name.isdigit()),
-                    key=lambda path: int(path.name))
-  found = [str(file) for path in numbered for file in sorted(path.glob("prompt.*"))]
+  found = [str(file) for file in run_prompts.members_of(folder.parent)]
   if not found:
     raise UserError("The run has no members", found=source, wanted="members/0/prompt.npy, ...",
                     fix="train with --gin.N_PROMPTS, or give the run itself")
   return found
+
+
+def _run_of_member(file: pathlib.Path) -> pathlib.Path | None:
+  """The run of `MODEL_DIR/members/<i>/prompt.npy`."""
+  inside = len(file.parents) > 2 and file.parents[1].name == run_prompts.MEMBERS
+  return file.parents[2] if inside else None
 
 
 def _read(config: ModelConfig, name: str, source: str,
@@ -202,14 +215,13 @@ def _read(config: ModelConfig, name: str, source: str,
   if source == NO_PROMPT:
     return Prompt(name, source, None, {}, PLAIN, True, config.initial_checkpoint_path)
   folder = pathlib.Path(source)
-  # The file of a member is of the run two folders above.
-  member_of = folder.parents[2] if len(folder.parents) > 2 and folder.parents[1].name == MEMBERS \
-    else None
-  run = folder if (folder / "settings.json").is_file() else member_of
+  run = folder if run_prompts.is_run(folder) else _run_of_member(folder)
   if run is None and folder.is_dir() and prompt_files.find(source) is None:
     raise UserError("There is neither a run nor a prompt in this folder", found=source,
                     wanted="a MODEL_DIR with its settings.json, or a prompt's file",
                     fix="correct --prompt")
+  # A control's prompts stand here too, and an ensemble's under one name.
+  setting = f"The prompt of {name!r}" if name else "PROMPT_FILE"
   random_seed = None
   if run is not None:
     own = rules(str(run))
@@ -221,8 +233,12 @@ def _read(config: ModelConfig, name: str, source: str,
   else:
     method = config.prompt or SoftPrompt(config.backbone, 1)
     own = dataclasses.replace(config, prompt=method)
+    template = prompt_origin.of_file(source, setting).get("template")
+    if template is not None:
+      own = dataclasses.replace(own, template=template)
   whole = run is not None and run == folder
-  trained = trained_model.find(own, source if whole else None, None if whole else source)
+  trained = trained_model.find(own, source if whole else None, None if whole else source,
+                               setting)
   own = trained.config
   placement = own.placement()
   backbone = own.initial_checkpoint_path

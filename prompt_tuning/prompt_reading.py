@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning.checkpoints import method_files, prompt_files
+from prompt_tuning.checkpoints import method_files, prompt_files, run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import EOS_ID, PromptContext
 from prompt_tuning.run_config import ModelConfig
@@ -49,21 +49,20 @@ def read(path: str, embedding: np.ndarray,
     UserError: neither; another width; a method without input embeddings.
   """
   folder = pathlib.Path(path)
-  if method_files.is_one(path) and (folder.parent / "settings.json").is_file():
+  if method_files.is_one(path) and run_prompts.is_run(folder.parent):
     folder = folder.parent
   elif method_files.is_one(path):
     raise UserError("The file alone does not say which method it is of", found=path,
                     wanted="the MODEL_DIR of the run that wrote it", fix="give that folder")
-  if not (folder / "settings.json").is_file():
-    found = prompt_files.read(path)
+  if not run_prompts.is_run(folder):
+    found = prompt_files.read(path, "PROMPT")
     task = str(found.metadata.get("task", "")) if found.metadata else ""
     return _named(path, found.values, embedding, task, [], None)
-  summary = _json(folder / "summary.json")
-  labels, task = _start_labels(_json(folder / "settings.json")), str(summary.get("task") or "")
-  members = sorted((folder / "members").glob("*/prompt.*"), key=lambda p: int(p.parent.name)) if (
-    folder / "members").is_dir() else []
-  files = members or [folder / name for name in ("prompt.npy", method_files.NAME)
-                      if (folder / name).is_file()][:1]
+  summary = run_prompts.summary_of(folder)
+  settings = json.loads((folder / run_prompts.SETTINGS).read_text(encoding="utf-8"))
+  labels, task = _start_labels(settings), str(summary.get("task") or "")
+  members, best = run_prompts.members_of(folder), run_prompts.prompt_of(folder)
+  files = members or ([best] if best is not None else [])
   if not files:
     raise UserError("This run has no prompt to look at", found=str(folder),
                     wanted="prompt.npy or prompt.safetensors in it",
@@ -121,7 +120,3 @@ def _start_labels(settings: Mapping[str, Any]) -> tuple[str, ...] | None:
   if isinstance(start, dict) and start.get("class") == "ClassLabels":
     return tuple(start["labels"])
   return None
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

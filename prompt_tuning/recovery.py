@@ -142,7 +142,7 @@ def read_sentences(path: str, config: RecoverConfig) -> Sentences:
   texts: list[str] = []
   rows: list[list[int]] = []
   too_long = 0
-  for line in read_lines(path):
+  for line in read_lines(path, "SENTENCES"):
     ids = [*tokenizer.encode(line.strip()), tokenizer.eos_id]
     if len(texts) == config.max_examples:
       break

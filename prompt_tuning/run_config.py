@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning import hosts, placement, quantization, trees
-from prompt_tuning.checkpoints import hf_files, hub, loading, method_files
+from prompt_tuning.checkpoints import hf_files, hub, loading, method_files, peft, prompt_files
 from prompt_tuning.checkpoints.leaves import Reader
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
@@ -225,20 +225,27 @@ class ModelConfig:
     """Whether the served prompt is a table of vectors, and nothing else."""
     return self._served_leaves().keys() == {"embedding"}
 
-  def load_prompt(self, path: str) -> dict[str, Any]:
-    """The parameters of the served prompt from `PROMPT_FILE`."""
+  def load_prompt(self, path: str, setting: str = "PROMPT_FILE") -> dict[str, Any]:
+    """The parameters of the served prompt from its file.
+
+    Args:
+      setting: what the path was given as, for the messages.
+    """
     if self.prompt is None:
-      raise UserError("PROMPT_FILE is given, but the model has no prompt", found=path,
+      raise UserError(f"{setting} is given, but the model has no prompt", found=path,
                       wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
     if self.takes_table():
       served = self.prompt.served()
       return {"embedding": jnp.asarray(read_prompt(path, served.length, self.backbone.emb_dim,
-                                                   served.num_prompts))}
+                                                   served.num_prompts, setting))}
+    found = prompt_files.find(path)
+    if found is not None and found[0] == "peft":
+      peft.check_method(found[1])
     if not method_files.is_one(path):
       raise UserError("This method is more than a table of vectors", found=path,
                       wanted=f"{method_files.NAME} of a run, for {type(self.prompt).__name__}",
                       fix="give that file, or use prompts/soft.gin")
-    leaves = method_files.read(path, self._served_leaves())
+    leaves = method_files.read(path, self._served_leaves(), setting)
     return trees.unflatten({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
 
   def _served_leaves(self) -> dict[str, tuple[int, ...]]:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import distillation, host_memory, hosts, trees
+from prompt_tuning import distillation, host_memory, hosts, placement, trees
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.data import TrainData
@@ -405,9 +405,12 @@ class Trainer:
   def _write_prompt(self, trained: Any, folder: str = "") -> None:
     prompt = self.module.prompt
     params = hosts.fetch(trees.join(trained, self.checkpoints.constants.get("prompt", {})))
-    self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(params))),
-                          {"method": type(prompt.served()).__name__,
-                           "task": self.config.task.name, "prompt_ids": self.prompt_ids}, folder)
+    model = self.config.model
+    self.dir.write_prompt(trees.flatten(jax.device_get(prompt.fold(params))), {
+      "method": type(prompt.served()).__name__, "task": self.config.task.name,
+      "prompt_ids": self.prompt_ids, "template": model.template or placement.FRONT,
+      "vocabulary": vocabularies.fingerprint(model.vocabulary),
+      "checkpoint": model.initial_checkpoint_path}, folder)
 
   def _keep_best(self, state: TrainState) -> None:
     if self.counters["best_step"] == int(state.step):

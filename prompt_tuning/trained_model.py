@@ -6,15 +6,16 @@ comes before the run's. A table says how many virtual tokens it has, so PROMPT_L
 """
 
 import dataclasses
-import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from prompt_tuning import hosts
 from prompt_tuning.checkpoints import backbone as backbone_files
-from prompt_tuning.checkpoints import method_files, prompt_files, prompt_origin
+from prompt_tuning.checkpoints import prompt_files, prompt_origin, run_prompts
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.partitioning import Partitioner
 from prompt_tuning.prompts.initializers import check_prompt
@@ -65,29 +66,32 @@ class TrainedModel:
     return params
 
 
-def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) -> TrainedModel:
+def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
+         setting: str = "PROMPT_FILE") -> TrainedModel:
   """Says where the parameters come from, and checks all that can be checked without weights.
 
   Args:
     model_dir: MODEL_DIR of a run, or None.
     prompt_file: PROMPT_FILE, or None: the run's `prompt.npy`.
+    setting: what the prompt was given as, for the messages.
 
   Raises:
     UserError: MODEL_DIR is not a run, or saved nothing; the model has a prompt and there is none to
       fill it, or the other way round; the prompt or the checkpoint does not fit the model.
   """
+  is_own = False
   if model_dir is not None:
     folder = _run(model_dir)
     has_backbone = (folder / "backbone" / backbone_files.METADATA).is_file()
-    saved = next((str(folder / name) for name in ("prompt.npy", method_files.NAME)
-                  if (folder / name).is_file()), None)
+    saved = run_prompts.prompt_of(folder)
     if not (has_backbone or saved or prompt_file):
       raise UserError("The run in MODEL_DIR has saved nothing to evaluate", found=str(folder),
                       wanted="prompt.npy, prompt.safetensors or backbone/ in it",
                       fix="repeat its `prompt-tuning train` command; it resumes")
     if has_backbone:
       config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
-    prompt_file = prompt_file or saved
+    is_own = has_backbone and prompt_file is None
+    prompt_file = prompt_file or (None if saved is None else str(saved))
   if config.prompt is None and prompt_file is not None:
     raise UserError("There is a prompt, but the model takes none", found=prompt_file,
                     wanted="a prompt method", fix="add --gin_file=prompts/soft.gin")
@@ -96,48 +100,63 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None) ->
                     found="neither PROMPT_FILE nor MODEL_DIR", wanted="one of them",
                     fix="give --gin.PROMPT_FILE=.../prompt.npy, or use prompts/none.gin for the "
                     "plain model")
+  about: Mapping[str, Any] = {}
   if prompt_file is not None:
-    config = dataclasses.replace(config, prompt=_fitted(config, prompt_file))
-  config.check()
+    method, about = _fitted(config, prompt_file, setting)
+    config = dataclasses.replace(config, prompt=method)
+  reader = config.check()
+  if not is_own:
+    _say_other_backbone(about, str(prompt_file), config.initial_checkpoint_path,
+                        {} if reader is None else reader.metadata)
   ids = None if model_dir is None or config.prompt is None or config.prompt.num_prompts == 1 else (
-    _summary(model_dir).get("prompt_ids"))
+    run_prompts.summary_of(model_dir).get("prompt_ids"))
   return TrainedModel(config, prompt_file, ids)
 
 
-def _fitted(config: ModelConfig, path: str) -> PromptMethod:
-  """The served form of the method, as long as the prompt in the file."""
+def _say_other_backbone(about: Mapping[str, Any], path: str, used: str,
+                        checkpoint: Mapping[str, Any]) -> None:
+  # A copy says what it was converted from; what was trained or merged here has other weights.
+  is_copy = not {"task", "merged"} & checkpoint.keys()
+  theirs = prompt_origin.other_backbone(about, (used, checkpoint.get("from") if is_copy else None))
+  if theirs is not None and hosts.is_first():
+    # No error: the same weights may have two names.
+    print(f"{path} was trained on {theirs}, and INITIAL_CHECKPOINT_PATH is {used}: to other weights"
+          " its vectors mean nothing", file=sys.stderr)
+
+
+def _fitted(config: ModelConfig, path: str,
+            setting: str) -> tuple[PromptMethod, Mapping[str, Any]]:
+  """The served form of the method, as long as the prompt in the file, and what is known of that."""
   served = config.prompt.served()
-  if not config.takes_table():
-    config.load_prompt(path)
-    return served
-  prompt = prompt_files.read(path)
-  table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
-  prompt_origin.check_vocabulary(prompt, config.vocabulary)
-  return served.clone(length=table.shape[-2])
+  if config.takes_table():
+    prompt = prompt_files.read(path, setting)
+    table = check_prompt(prompt, None, config.backbone.emb_dim, served.num_prompts)
+    served = served.clone(length=table.shape[-2])
+    about = prompt_origin.of_prompt(prompt.path, prompt.metadata)
+  else:
+    config.load_prompt(path, setting)
+    about = prompt_origin.of_file(path)
+  prompt_origin.check(about, path, vocabulary=config.vocabulary, template=config.template,
+                      length=served.num_virtual_tokens, encode=config.tokenizer().encode)
+  return served, about
 
 
 def seed_of(model_dir: str) -> int | None:
   """RANDOM_SEED of a run, as its summary says; None where it does not."""
-  summary = pathlib.Path(model_dir) / "summary.json"
-  seed: int | None = json.loads(summary.read_text()).get("seed") if summary.is_file() else None
+  seed: int | None = run_prompts.summary_of(model_dir).get("seed")
   return seed
 
 
 def trained_step(model_dir: str) -> int:
   """The step of the run's best parameters, as its summary says; 0 where it does not."""
-  found = _summary(model_dir)
+  found = run_prompts.summary_of(_run(model_dir))
   steps = (found.get("best_step"), found.get("steps"))
   return next((step for step in steps if step is not None), 0)
 
 
-def _summary(model_dir: str) -> dict[str, Any]:
-  summary = _run(model_dir) / "summary.json"
-  return json.loads(summary.read_text()) if summary.is_file() else {}
-
-
 def _run(model_dir: str) -> pathlib.Path:
   folder = pathlib.Path(model_dir)
-  if not (folder / "settings.json").is_file():
+  if not run_prompts.is_run(folder):
     found = "a folder without settings.json" if folder.is_dir() else "no such folder"
     raise UserError("MODEL_DIR holds no run", found=f"{folder} ({found})",
                     wanted="the MODEL_DIR of a `prompt-tuning train` command",

@@ -9,7 +9,6 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, run_prompts
 from prompt_tuning.errors import UserError, nearest
 
 MEASURES = ("mean", "per_token")
@@ -87,21 +86,21 @@ def average(prompts: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarr
   return np.tensordot(share, np.stack(prompts).astype(np.float64), axes=1).astype(np.float32)
 
 
-def read(path: str) -> NamedPrompt:
+def read(path: str, setting: str) -> NamedPrompt:
   """A prompt file, or the best prompt of a run by its MODEL_DIR.
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: neither; a bank of prompts; a method that is more than a table.
   """
   folder = pathlib.Path(path)
   name = folder.stem
-  if (folder / "summary.json").is_file():
-    name = json.loads((folder / "summary.json").read_text()).get("task") or folder.name
-    if not (folder / "prompt.npy").is_file():
-      raise UserError("This run has no prompt to compare", found=str(folder),
-                      wanted="prompt.npy in it", fix="only tables of virtual tokens are compared")
-    path = str(folder / "prompt.npy")
-  values = prompt_files.read(path).values
+  if run_prompts.is_run(folder):
+    name = run_prompts.summary_of(folder).get("task") or folder.name
+    path = str(run_prompts.table_of(folder, setting))
+  values = prompt_files.read(path, setting).values
   if values.ndim != 2:
     raise UserError("A bank of prompts cannot be compared", found=f"{path}: {values.shape}",
                     wanted="one prompt [P, D]", fix="save its prompts one by one")
@@ -128,8 +127,8 @@ def transfer(sources: Sequence[str], target: str | None, *, measure: str = "mean
   if not 1 <= top <= len(sources):
     raise UserError("--top is out of range", found=top, wanted=f"1 to {len(sources)}, the sources",
                     fix="--top 1 takes the best one")
-  found = [read(path) for path in sources]
-  wanted = [] if target is None else [read(target)]
+  found = [read(path, "SOURCE") for path in sources]
+  wanted = [] if target is None else [read(target, "--target")]
   widths = {each.values.shape[1] for each in [*found, *wanted]}
   if len(widths) > 1:
     raise UserError("Prompts of different widths cannot be compared", found=f"D = {sorted(widths)}",

@@ -52,7 +52,7 @@ def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
     _import(module)
   if not isinstance(name, str) or table.has(name):
     return build(name, vocabulary=vocabulary, leading_sentinel=leading_sentinel)
-  registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
+  registered = _of_users()
   if name in registered and leading_sentinel:
     raise UserError(f"{name!r} brings its own preprocessors", found="LEADING_SENTINEL = True",
                     wanted="a task that `prompt-tuning tasks` lists",
@@ -63,6 +63,21 @@ def resolve(name: str | TaskSpec | MixtureSpec, *, module: str | None = None,
     f"there is no task or mixture {name!r}", found=name,
     wanted="a name that `prompt-tuning tasks` lists, or that MIXTURE_OR_TASK_MODULE registers",
     fix=nearest(name, {*table.names(), *registered}))
+
+
+def knows(name: str, module: str | None = None) -> bool:
+  """Whether a name is of our table, or registered with seqio by a user's `module`.
+
+  Raises:
+    UserError: the module cannot be found.
+  """
+  if module:
+    _import(module)
+  return table.has(name) or name in _of_users()
+
+
+def _of_users() -> set[str]:
+  return {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} - set(_built)
 
 
 def build(row: str | TaskSpec | MixtureSpec, *, vocabulary: str = DEFAULT_VOCABULARY,

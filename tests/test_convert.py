@@ -1,6 +1,7 @@
 """`prompt-tuning convert`: what it prints, refuses, writes, verifies, and leaves after a kill."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -19,6 +20,7 @@ from prompt_tuning.checkpoints import backbone as ours
 from prompt_tuning.checkpoints import (
   formats,
   loading,
+  method_files,
   prompt_files,
   t5x_legacy,
   zarr_arrays,
@@ -325,11 +327,46 @@ def test_a_prompt_brings_what_its_run_recorded(tmp_path, capsys):
   run_folder = tmp_path / "run"
   run_folder.mkdir()
   save_prompt(run_folder / "prompt.npy")
+  (run_folder / "settings.json").write_text("{}")
   (run_folder / "summary.json").write_text('{"task": "sst2", "backbone": {"fingerprint": "abc"}}')
   assert run(run_folder / "prompt.npy", tmp_path / "p.npz") == 0
   metadata = prompt_files.read(str(tmp_path / "p.npz")).metadata
   assert (metadata["task"], metadata["backbone"], metadata["prompt_length"]) == ("sst2", "abc", 3)
   capsys.readouterr()
+
+
+def test_a_prompt_that_is_not_in_front_stays_where_it_says_so(tmp_path, capsys):
+  def save(template):
+    save_prompt(tmp_path / "prompt.npy")
+    (tmp_path / "settings.json").write_text(json.dumps({"model": {"template": template}}))
+
+  save("{inputs}{prompt}")
+  for name in ("adapter", "encoder.prompt.prompt.prompt"):
+    for flags in ([], ["--dry-run"]):
+      assert run(tmp_path / "prompt.npy", tmp_path / name, *flags) == 2
+      assert "has prompts in front of the input alone" in capsys.readouterr().err
+      assert not (tmp_path / name).exists()
+  assert run(tmp_path / "prompt.npy", tmp_path / "p.npz") == 0
+  assert prompt_files.read(str(tmp_path / "p.npz")).metadata["template"] == "{inputs}{prompt}"
+  capsys.readouterr()
+  assert run(tmp_path / "p.npz", tmp_path / "adapter") == 2
+  assert run(tmp_path / "p.npz", tmp_path / "array.npy") == 0
+  assert "PROMPT_TEMPLATE = '{inputs}{prompt}'" in capsys.readouterr().out
+  save("{prompt:1}{prompt:2}{inputs}")
+  assert run(tmp_path / "prompt.npy", tmp_path / "adapter") == 0
+  capsys.readouterr()
+
+
+@pytest.mark.parametrize("destination", ["x.npz", "x.npy", "folder"])
+def test_the_prompt_of_a_method_is_refused_by_name(tmp_path, capsys, destination):
+  file = tmp_path / "mine.safetensors"
+  method_files.write(file, {"a": np.zeros((2, 3), np.float32)}, {"method": "Lora"})
+  assert run(file, tmp_path / destination) == 2
+  error = capsys.readouterr().err
+  assert "more than a table of vectors, and no other format holds it" in error
+  assert "mine.safetensors, of Lora" in error and "prompt-tuning merge" in error
+  assert run(tmp_path / "prompt.safetensors", tmp_path / destination) == 2
+  assert "no other format holds it" in capsys.readouterr().err
 
 
 def test_a_reference_to_the_hub_is_a_backbone_unless_a_prompt_is_asked_for():

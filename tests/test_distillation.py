@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     np.save(folder / f"{i + 1}.npy", table)
   (folder / "run").mkdir()
   np.save(folder / "run" / "prompt.npy", tables[0])
-  (folder / "run" / "summary.json").write_text("{}")
+  (folder / "run" / "settings.json").write_text("{}")
   return (str(folder / "run"), str(folder / "1.npy"), str(folder / "2.npy")), tables
 
 
@@ -138,6 +138,6 @@ def test_what_does_not_fit_is_refused(files, tmp_path):
   assert error_of(Distillation, teachers="runs/a").what == (
     "Distillation.teachers is not a list of prompts")
   assert error_of(Distillation, teachers=names, weight=0).what == "Distillation.weight is not one"
-  (tmp_path / "summary.json").write_text("{}")
+  (tmp_path / "settings.json").write_text("{}")
   error = error_of(Distillation(teachers=(str(tmp_path),)).bank, CONFIG.emb_dim)
-  assert error.what == "A teacher's run saved no prompt.npy"
+  assert error.what == "The run in TEACHER_PROMPTS has no prompt.npy"

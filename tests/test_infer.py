@@ -231,7 +231,12 @@ def test_labels_that_the_method_cannot_write(folder):
 
 @pytest.mark.parametrize("changes, message", [
   ({"strategy": "gredy"}, "did you mean 'greedy'"), ({"top_k": 4}, "TOP_K has no effect on greedy"),
-  ({"strategy": "sample", "num_beams": 2}, "NUM_BEAMS has no effect on sample")])
+  ({"strategy": "sample", "num_beams": 2}, "NUM_BEAMS has no effect on sample"),
+  ({"strategy": "sample", "temperature": 0.0}, "temperature is out of range"),
+  ({"strategy": "sample", "top_k": -1}, "top_k is out of range"),
+  ({"strategy": "sample", "top_p": 1.5}, "top_p is out of range"),
+  ({"strategy": "beam", "num_beams": 0}, "num_beams is out of range"),
+  ({"strategy": "beam", "alpha": -0.1}, "alpha is negative")])
 def test_bad_decoding(changes, message):
   with pytest.raises(UserError, match=message):
     Decoding(**changes)

@@ -1,6 +1,5 @@
 """Each initialiser against a direct computation, and every mistake with its message."""
 
-import json
 
 import jax
 import numpy as np
@@ -95,7 +94,7 @@ def save(folder, prompt) -> str:
 def test_from_file_and_from_run(tmp_path):
   path = save(tmp_path, TABLE[:4].astype(np.float64))
   np.testing.assert_array_equal(FromFile(path)(KEY, 4, sources()), TABLE[:4])
-  (tmp_path / "summary.json").write_text(json.dumps({"task": "docstring_match"}))
+  (tmp_path / "settings.json").write_text("{}")
   np.testing.assert_array_equal(FromRun(str(tmp_path))(KEY, 4, sources()), TABLE[:4])
   np.testing.assert_array_equal(read_prompt(path, None, 6), TABLE[:4])
 
@@ -105,6 +104,7 @@ def test_from_bank_is_the_shared_prompt_times_the_mean_of_the_tasks_matrices(tmp
   shared, columns, rows = (random.normal(size=shape).astype(np.float32)
                            for shape in ((4, 6), (3, 4, 1), (3, 1, 6)))
   save(tmp_path, shared * (columns @ rows))
+  (tmp_path / "settings.json").write_text("{}")
   wanted = shared * (columns @ rows).mean(axis=0)
   for path in (tmp_path, tmp_path / "prompt.npy"):
     np.testing.assert_allclose(FromBank(str(path))(KEY, 4, sources()), wanted, rtol=1e-5)
@@ -197,9 +197,16 @@ def test_a_folder_and_an_archive_are_no_prompts(tmp_path):
   assert error.what == "PROMPT_FILE is not a prompt"
 
 
+def test_a_file_to_start_from_is_called_by_its_own_setting(tmp_path):
+  error = error_of(FromFile(str(tmp_path / "none.npy")), KEY, 4, sources())
+  assert error.what == "INITIAL_PROMPT_FILE does not exist"
+
+
 def test_runs_that_are_none_or_unfinished(tmp_path):
   error = error_of(FromRun(str(tmp_path)), KEY, 4, sources())
-  assert error.what == "FromRun.model_dir holds no run" and error.found == str(tmp_path)
+  assert error.what == "SOURCE_MODEL_DIR holds no run" and error.found == str(tmp_path)
+  (tmp_path / "settings.json").write_text("{}")
   (tmp_path / "summary.json").write_text('{"task": "docstring_match"}')
   error = error_of(FromRun(str(tmp_path)), KEY, 4, sources())
-  assert "saved no prompt" in error.what and "docstring_match" in error.found
+  assert error.what == "The run in SOURCE_MODEL_DIR has no prompt.npy"
+  assert "(task docstring_match), without a prompt" in error.found

@@ -63,7 +63,7 @@ def test_command_writes_tables(flags, tmp_path, capsys):
   (["--gin.INITIAL_CHECKPOINT_PATH=random"], "need the backbone's weights"),
   (["--words=0"], "--words is not a count"),
   (["--words=few"], "invalid int value: 'few'"),
-  (["nowhere.npy"], "PROMPT_FILE does not exist")])
+  (["nowhere.npy"], "PROMPT does not exist")])
 def test_command_errors(flags, tmp_path, capsys, change, message):
   save_backbone(tmp_path / "backbone")
   save_prompt(tmp_path / "a.npy")

@@ -12,6 +12,7 @@ from small_models import CONFIG, backbone, model, save_prompt
 from prompt_tuning import prompt_bank, trees
 from prompt_tuning.checkpoints import method_files
 from prompt_tuning.errors import UserError
+from prompt_tuning.placement import Placement
 from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.prompts.combined import Combined
 from prompt_tuning.prompts.lora import Lora
@@ -103,6 +104,18 @@ def test_templates_of_their_own_share_a_batch(given, tmp_path):
                      prompt_in_front=False)
     wanted = alone(own, prompt, np.array(row, np.int32))
     assert np.abs(found[i] - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
+
+
+def test_the_file_of_a_run_stands_where_its_run_put_it(given, tmp_path):
+  tables, _ = given
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run/settings.json").write_text('{"model": {"template": "{inputs}{prompt}"}}')
+  np.save(tmp_path / "run/prompt.npy", tables["short"])
+  pairs = [("after", str(tmp_path / "run/prompt.npy")), ("front", str(tmp_path / "long.npy"))]
+  for given_pairs in (pairs, pairs[::-1]):
+    group, = prompt_bank.read_bank(model(), given_pairs).groups
+    found = {prompt.name: prompt.placement for prompt in group.prompts}
+    assert found["after"].after == (-1, -2) and found["front"] == Placement.front(5)
 
 
 def save_run(folder, method, seed):
@@ -205,3 +218,10 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
   with pytest.raises(UserError, match="of another backbone\n.*INITIAL_CHECKPOINT_PATH elsewhere"):
     prompt_bank.read_bank(model(), [("t", str(tmp_path))],
                           lambda run: model(initial_checkpoint_path="elsewhere"))
+
+
+def test_a_file_that_is_not_there_is_called_by_its_task(tmp_path):
+  for method, name in ((SoftPrompt(CONFIG, 3), "none.npy"), (Lora(CONFIG, rank=2),
+                                                            "prompt.safetensors")):
+    with pytest.raises(UserError, match="The prompt of 'sst2' (does not exist|cannot be read)"):
+      prompt_bank.read_bank(run_model(method), [("sst2", str(tmp_path / name))])

@@ -75,7 +75,8 @@ def test_command(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("change, message", [
   ("--gin.MAX_EXAMPLES=4", "too few sentences"), ("--gin.VECTORS=[0]", "VECTORS is not a list"),
-  ("--gin.BACKBONES=['rand']", "unknown backbone"), ("--gin.LEARNING_RATE=0.0", "not a rate")])
+  ("--gin.BACKBONES=['rand']", "unknown backbone"), ("--gin.LEARNING_RATE=0.0", "not a rate"),
+  ("--gin.SENTENCES={'mine': 'nowhere.txt'}", "SENTENCES cannot be read")])
 def test_errors(command, capsys, change, message):
   assert main([*command, change]) == 2
   assert message in capsys.readouterr().err

@@ -1,13 +1,18 @@
 """Where eval and infer take their parameters from."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from small_models import model, save_backbone, save_prompt
+from small_models import CONFIG, backbone, model, save_backbone, save_prompt
 
 from prompt_tuning import trained_model, trees
+from prompt_tuning.checkpoints import backbone as backbone_files
+from prompt_tuning.checkpoints import prompt_files
 from prompt_tuning.errors import UserError
+from prompt_tuning.prompts.lora import Lora
+from prompt_tuning.tasks import vocabularies
 
 
 @pytest.fixture
@@ -62,3 +67,60 @@ def test_errors(run, tmp_path):
   save_prompt(run / "prompt.npy", width=9)
   with pytest.raises(UserError, match="D = 9"):
     trained_model.find(model(), str(run), None)
+
+
+def test_another_backbone_is_said(run, tmp_path, capsys):
+  save_backbone(tmp_path / "start")
+  start = model(initial_checkpoint_path=str(tmp_path / "start"))
+
+  def said(config, model_dir, prompt_file):
+    trained_model.find(config, model_dir, prompt_file)
+    return capsys.readouterr().err
+
+  save_prompt(run / "prompt.npy")
+  for path, is_other in (("elsewhere", True), (str(tmp_path / "start"), False),
+                         (f"{tmp_path}/./start", False)):
+    (run / "settings.json").write_text(json.dumps({"model": {"initial_checkpoint_path": path}}))
+    for given in ((str(run), None), (None, str(run / "prompt.npy"))):
+      found = said(start, *given)
+      assert (f"prompt.npy was trained on {path}, and" in found) == is_other and (
+        found.count("\n") == is_other)
+  # The run's own weights are those that its prompt was trained with.
+  (run / "settings.json").write_text('{"model": {"initial_checkpoint_path": "elsewhere"}}')
+  save_backbone(run / "backbone")
+  assert said(start, str(run), None) == ""
+  np.save(run / "copy.npy", np.load(run / "prompt.npy"))
+  assert said(start, None, str(run / "copy.npy")) == ""
+
+
+def test_the_model_of_an_adapter_is_compared_by_name(tmp_path, capsys):
+  values = np.zeros((3, 16), np.float32)
+  prompt_files.write(str(tmp_path / "adapter"), values, {"base_model": "google/flan-t5-base"})
+  for about, is_other in (({}, True), ({"from": "hf://google/flan-t5-base@main"}, False),
+                          ({"from": "hf://google/flan-t5-base", "task": "sst2"}, True)):
+    backbone_files.save(tmp_path / "start", backbone(3), CONFIG, about=about,
+                        vocabulary=vocabularies.fingerprint("bytes"))
+    trained_model.find(model(initial_checkpoint_path=str(tmp_path / "start")), None,
+                       str(tmp_path / "adapter"))
+    assert ("was trained on google/flan-t5-base" in capsys.readouterr().err) == is_other
+
+
+def test_a_prompt_of_a_method_that_is_not_there(tmp_path):
+  config = dataclasses.replace(model(False), prompt=Lora(CONFIG, rank=2))
+  with pytest.raises(UserError) as error:
+    trained_model.find(config, None, str(tmp_path / "prompt.safetensors"))
+  assert error.value.what == "PROMPT_FILE cannot be read"
+
+
+@pytest.mark.parametrize("name", ["", "/adapter_model.safetensors"])
+def test_an_adapter_for_a_method_of_ours(tmp_path, name):
+  folder = tmp_path / "adapter"
+  prompt_files.write(str(folder), np.zeros((3, 16), np.float32), {})
+  config = dataclasses.replace(model(False), prompt=Lora(CONFIG, rank=2))
+  with pytest.raises(UserError, match="(use prompts/soft.gin|of another method)"):
+    trained_model.find(config, None, f"{folder}{name}")
+  about = json.loads((folder / "adapter_config.json").read_text()) | {"peft_type": "LORA"}
+  (folder / "adapter_config.json").write_text(json.dumps(about))
+  for each in (config, model()):
+    with pytest.raises(UserError, match="This PEFT adapter is not a prompt(.|\n)*merge_and_unload"):
+      trained_model.find(each, None, f"{folder}{name}")

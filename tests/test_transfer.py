@@ -59,6 +59,7 @@ def runs(tmp_path):
   for i, task in enumerate(("sst2", "rte")):
     folder = tmp_path / task
     folder.mkdir()
+    (folder / "settings.json").write_text("{}")
     (folder / "summary.json").write_text(json.dumps({"task": task}))
     save_prompt(folder / "prompt.npy", i)
   values = np.load(tmp_path / "rte/prompt.npy") + 0.01
@@ -93,3 +94,10 @@ def test_mistakes(runs, arguments, what, capsys, monkeypatch):
   np.save("bank.npy", np.ones((2, 3, 16), np.float32))
   assert main(["transfer", *arguments]) == 2
   assert capsys.readouterr().err.startswith(what)
+
+
+def test_prompts_that_are_not_there_are_called_by_their_argument(runs, capsys):
+  for argv, what in ((["nowhere.npy", f"--target={runs / 'target.npy'}"], "SOURCE"),
+                     ([str(runs / "rte"), "--target=nowhere.npy"], "--target")):
+    assert main(["transfer", *argv]) == 2
+    assert f"{what} does not exist\n  found:  nowhere.npy" in capsys.readouterr().err

@@ -43,11 +43,23 @@ def is_one(path: str) -> bool:
   return path.endswith(".safetensors")
 
 
-def read(path: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def metadata(path: str) -> dict[str, Any]:
+  """What the file says about itself; {} where it cannot be read, which `read` will say."""
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      found = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+  except (OSError, safetensors.SafetensorError, ValueError, RecursionError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def read(path: str, expected: Mapping[str, tuple[int, ...]],
+         setting: str = "PROMPT_FILE") -> dict[str, np.ndarray]:
   """The leaves, after checking that they are those of the method.
 
   Args:
     expected: path -> shape.
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: no such file, damaged, or of another method, size or number of layers.
@@ -59,8 +71,8 @@ def read(path: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.nda
       _check(path, shapes, expected)
       leaves = {name: file.get_tensor(name) for name in names}
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError("The file of the prompt cannot be read", found=f"{path}: {first_line(error)}",
-                    wanted=f"{NAME} of a run", fix="correct --gin.PROMPT_FILE") from error
+    raise UserError(f"{setting} cannot be read", found=f"{path}: {first_line(error)}",
+                    wanted=f"{NAME} of a run", fix="give that of a run's MODEL_DIR") from error
   for name, leaf in leaves.items():
     if leaf.dtype != np.float32 or not np.isfinite(leaf).all():
       raise UserError("The file of the prompt is damaged", found=f"{path}: {name} is {leaf.dtype}"

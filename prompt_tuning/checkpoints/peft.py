@@ -32,6 +32,9 @@ from prompt_tuning.errors import UserError
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 METHODS = ("PROMPT_TUNING", "P_TUNING")
+TASK = "SEQ_2_SEQ_LM"
+# What PEFT itself works into the weights.
+MERGED = ("LORA", "IA3", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "HRA")
 PREFIX = "PREFIX_TUNING"
 _MAX_CONFIG = 1 << 20
 
@@ -42,6 +45,31 @@ def choose(names: Sequence[str]) -> list[str]:
   return [name for name in (CONFIG, weights) if name in names]
 
 
+def check_method(folder: pathlib.Path) -> None:
+  """Refuses an adapter that no command reads, and says what to do with it.
+
+  Raises:
+    UserError: its method trains something else than vectors ahead of the input.
+    ValueError: the folder is damaged.
+  """
+  method = _config(folder).get("peft_type")
+  if method in METHODS:
+    return
+  if method == PREFIX:
+    raise UserError(
+      "A PEFT prefix is not a prompt", found=f"{folder}: peft_type {PREFIX}",
+      wanted=" or ".join(METHODS),
+      fix="train a prefix here, with prompts/prefix.gin: PEFT's holds keys and values of the "
+      "decoder's self-attention alone, and its layers share them: decoder layer i of L has the "
+      "blocks 4i mod 2L (keys) and 4i+1 mod 2L (values)")
+  raise UserError(
+    "This PEFT adapter is not a prompt", found=f"{folder}: peft_type {method!r}",
+    wanted=" or ".join(METHODS),
+    fix="merge it in PEFT, with model.merge_and_unload().save_pretrained(FOLDER): "
+    "INITIAL_CHECKPOINT_PATH and `prompt-tuning convert` take that folder" if method in MERGED else
+    "train a method of prompts/ here: of PEFT's methods only those are nothing but vectors")
+
+
 def read(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
   """The prompt `[P, D]` of a prompt-tuning or P-tuning adapter, and what its configuration says.
 
@@ -49,19 +77,9 @@ def read(folder: pathlib.Path) -> tuple[np.ndarray, dict[str, Any]]:
     UserError: an adapter of another method.
     ValueError: the folder is damaged.
   """
+  check_method(folder)
   config = _config(folder)
-  method = config.get("peft_type")
-  if method == PREFIX:
-    raise UserError(
-      "A PEFT prefix is not a prompt", found=f"{folder}: peft_type {PREFIX}",
-      wanted=" or ".join(METHODS),
-      fix="a prefix holds keys and values of the decoder's self-attention, no embeddings, and PEFT "
-      "gives decoder layer i of L the blocks 4i mod 2L (keys) and 4i+1 mod 2L (values), so that "
-      "layers share them: peft.read_prefix reads it; train a prompt or a prefix with this package")
-  if method not in METHODS:
-    raise UserError("This PEFT adapter is not a prompt", found=f"{folder}: peft_type {method!r}",
-                    wanted=" or ".join(METHODS),
-                    fix="of PEFT's methods only those train nothing but vectors ahead of the input")
+  _check_task(folder, config)
   tensor = _tensor(folder)
   length = _count(config, "num_virtual_tokens")
   submodules = config.get("num_transformer_submodules")
@@ -96,6 +114,7 @@ def read_prefix(folder: pathlib.Path, num_decoder_layers: int | None = None
     raise UserError("This PEFT adapter is not a prefix",
                     found=f"{folder}: peft_type {config.get('peft_type')!r}", wanted=PREFIX,
                     fix="give a prompt as PROMPT_FILE")
+  _check_task(folder, config)
   length, layers, heads = (_count(config, key) for key in (
     "num_virtual_tokens", "num_layers", "num_attention_heads"))
   width = _count(config, "token_dim")
@@ -127,7 +146,7 @@ def write(folder: pathlib.Path, values: np.ndarray, metadata: Mapping[str, Any])
     raise UserError("A prompt cannot be written as this PEFT adapter", found=repr(method),
                     wanted=" or ".join(METHODS), fix="leave peft_type out")
   length, width = values.shape
-  config = {"peft_type": method, "task_type": "SEQ_2_SEQ_LM", "inference_mode": True,
+  config = {"peft_type": method, "task_type": TASK, "inference_mode": True,
             "num_virtual_tokens": length, "token_dim": width,
             # Without it PEFT takes 2, and refuses a tensor of P rows.
             "num_transformer_submodules": 1, "num_layers": None, "num_attention_heads": None,
@@ -141,6 +160,17 @@ def write(folder: pathlib.Path, values: np.ndarray, metadata: Mapping[str, Any])
               metadata={"format": "pt"})
     (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n",
                                   encoding="utf-8")
+
+
+def _check_task(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Refuses an adapter of a model that is no T5; PEFT lets the task be left out."""
+  task = config.get("task_type")
+  if task not in (None, TASK):
+    base = config.get("base_model_name_or_path")
+    raise UserError("This PEFT adapter is of another kind of model",
+                    found=f"{folder}: task_type {task!r}" + (f", of {base}" if base else ""),
+                    wanted=f"task_type {TASK}, as of a T5",
+                    fix="train the prompt anew on a T5: vectors of one model are none of another")
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:

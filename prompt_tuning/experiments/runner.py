@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from prompt_tuning import config, eval_mixture, trained_model, trees
-from prompt_tuning.checkpoints import method_files
+from prompt_tuning.checkpoints import run_prompts
 from prompt_tuning.discrete.autoprompt import AutoPrompt
 from prompt_tuning.discrete.autoprompt_config import AutoPromptConfig
 from prompt_tuning.errors import UserError, nearest
@@ -222,7 +222,7 @@ def _tests(grid: Grid, cell: Cell, task: str | None, settings: TrainConfig,
   if not several:
     return [{"evaluated_on": name, **_numbers(grid, cell, name, report)}
             for name, report in zip(names, evaluate_runs(parts), strict=True)]
-  paths = [_prompt_file(folder / "members" / str(i)) for i in range(len(trained))]
+  paths = [str(file) for file in run_prompts.members_of(folder)]
   model = trained_model.find(parts[0].model, None, paths[0])
   partitioner = Partitioner.make(model.config.layout)
   evaluators = [Evaluator(model.config, part.task, part.eval_settings, model.prompt_ids,
@@ -275,11 +275,6 @@ def _metric(grid: Grid, cell: Cell, task: str | None, metrics: Mapping[str, Any]
 def main_metric(metrics: Mapping[str, Any]) -> str:
   """The metric of a task that METRICS does not name."""
   return "accuracy" if "accuracy" in metrics else "loss"
-
-
-def _prompt_file(folder: pathlib.Path) -> str:
-  table = folder / "prompt.npy"
-  return str(table if table.is_file() else folder / method_files.NAME)
 
 
 def _backbone(model: ModelConfig) -> int:

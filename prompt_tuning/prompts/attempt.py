@@ -18,7 +18,6 @@ Cost: prompt tuning's and, a row, 10 D h for the small network and 6 (M + 1) P D
 (FLOPs, forward and backward).
 """
 
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +25,10 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import PromptContext, PromptValues
-from prompt_tuning.prompts.initializers import FromRun, Sources, check_prompt
+from prompt_tuning.prompts.initializers import Sources, read_prompt
 from prompt_tuning.prompts.tables import VirtualTokens, layer_norm, uniform
 
 
@@ -85,14 +84,14 @@ class AttemptPrompt(VirtualTokens):
     return PromptValues(embeds=target[None] + mixed)
 
   def initial_params(self, key: Array, params: dict, sources: Sources) -> dict:
-    read = [_read(key, path, self.length, sources) for path in self.sources]
+    read = [_read(path, self.length, sources) for path in self.sources]
     return {**params, "embedding": self.initializer(key, self.length, sources),
             "constant_sources": jnp.stack(read)}
 
   def check_start(self, key: Array, sources: Sources) -> None:
     super().check_start(key, sources)
     for path in self.sources:
-      _read(key, path, self.length, sources)
+      _read(path, self.length, sources)
 
 
 def pool(embedded: Array, tokens: Array) -> Array:
@@ -102,9 +101,9 @@ def pool(embedded: Array, tokens: Array) -> Array:
   return jnp.where(is_real.any(axis=1), highest, 0.0)
 
 
-def _read(key: Array, path: str, length: int, sources: Sources) -> Array:
+def _read(path: str, length: int, sources: Sources) -> Array:
   """A source prompt `[P, D]`, from a file or a run."""
-  if (pathlib.Path(path) / "summary.json").is_file():
-    return FromRun(path)(key, length, sources)
-  found = prompt_files.read(path, setting="SOURCE_PROMPTS")
-  return jnp.asarray(check_prompt(found, length, sources.embedding.shape[1]))
+  if run_prompts.is_run(path):
+    path = str(run_prompts.table_of(path, "SOURCE_PROMPTS"))
+  return jnp.asarray(read_prompt(path, length, sources.embedding.shape[1],
+                                 setting="SOURCE_PROMPTS"))

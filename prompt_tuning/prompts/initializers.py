@@ -5,8 +5,6 @@ They run after the backbone is restored, because most of them copy rows of its e
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from prompt_tuning.checkpoints import prompt_files
+from prompt_tuning.checkpoints import prompt_files, run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import KeyValues
 
@@ -133,7 +131,8 @@ class FromFile:
   path: str
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
-    return jnp.asarray(read_prompt(self.path, length, sources.embedding.shape[1]))
+    return jnp.asarray(read_prompt(self.path, length, sources.embedding.shape[1],
+                                   setting="INITIAL_PROMPT_FILE"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +142,12 @@ class FromRun:
   model_dir: str
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
-    folder = pathlib.Path(self.model_dir)
-    if not (folder / "summary.json").is_file():
-      raise UserError("FromRun.model_dir holds no run", found=str(folder),
-                      wanted="a MODEL_DIR with summary.json", fix="give the folder of a run")
-    task = json.loads((folder / "summary.json").read_text()).get("task")
-    if not (folder / "prompt.npy").is_file():
-      raise UserError("The run that the prompt should start from saved no prompt",
-                      found=f"{folder} (task {task})", wanted="prompt.npy in it",
-                      fix="let that run reach its first evaluation")
-    return FromFile(str(folder / "prompt.npy"))(key, length, sources)
+    if not run_prompts.is_run(self.model_dir):
+      raise UserError("SOURCE_MODEL_DIR holds no run", found=self.model_dir,
+                      wanted="a MODEL_DIR with settings.json", fix="give the folder of a run")
+    table = run_prompts.table_of(self.model_dir, "SOURCE_MODEL_DIR")
+    return jnp.asarray(read_prompt(str(table), length, sources.embedding.shape[1],
+                                   setting="SOURCE_MODEL_DIR"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +161,10 @@ class FromBank:
   path: str
 
   def __call__(self, key: Array, length: int, sources: Sources) -> Array:
-    folder = pathlib.Path(self.path)
-    found = prompt_files.read(str(folder / "prompt.npy" if folder.is_dir() else folder),
-                              setting="PROMPT_BANK")
+    path = self.path
+    if run_prompts.is_run(path):
+      path = str(run_prompts.table_of(path, "PROMPT_BANK"))
+    found = prompt_files.read(path, setting="PROMPT_BANK")
     if found.values.ndim != 3:
       raise UserError("The prompt file is not a bank", found=f"{found.path}: {found.values.shape}",
                       wanted="[N, P, D], the prompts of several tasks",
@@ -177,14 +173,18 @@ class FromBank:
     return jnp.asarray(table.mean(axis=0))
 
 
-def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1) -> np.ndarray:
+def read_prompt(path: str, length: int | None, width: int, num_prompts: int = 1,
+                setting: str = "PROMPT_FILE") -> np.ndarray:
   """Reads `[P, D]`, or `[N, P, D]` of a bank, and checks it: float32, in any format of
   `checkpoints/prompt_files.py`.
+
+  Args:
+    setting: what the path was given as, for the messages.
 
   Raises:
     UserError: no such file, not a prompt, pickled, or of another length or width.
   """
-  return check_prompt(prompt_files.read(path), length, width, num_prompts)
+  return check_prompt(prompt_files.read(path, setting), length, width, num_prompts)
 
 
 def check_prompt(prompt: prompt_files.PromptFile, length: int | None, width: int,

@@ -48,6 +48,7 @@ def test_a_prefix_is_explained(tmp_path):
   error = error_of(adapter(tmp_path / "a", peft_type="PREFIX_TUNING"))
   assert error.what == "A PEFT prefix is not a prompt"
   assert "4i mod 2L (keys) and 4i+1 mod 2L (values)" in error.fix
+  assert "prompts/prefix.gin" in error.fix
 
 
 @pytest.mark.parametrize("method", ["LORA", "MULTITASK_PROMPT_TUNING", None, 3])
@@ -55,6 +56,18 @@ def test_other_methods(tmp_path, method):
   error = error_of(adapter(tmp_path / "a", peft_type=method))
   assert error.what == "This PEFT adapter is not a prompt" and repr(method) in error.found
   assert error.wanted == "PROMPT_TUNING or P_TUNING"
+  assert ("merge_and_unload" in error.fix) == (method == "LORA")
+
+
+def test_adapters_of_other_kinds_of_models(tmp_path):
+  folder = adapter(tmp_path / "a", task_type="CAUSAL_LM", base_model_name_or_path="gpt2")
+  error = error_of(folder)
+  assert error.what == "This PEFT adapter is of another kind of model"
+  assert "task_type 'CAUSAL_LM', of gpt2" in error.found
+  adapter(tmp_path / "a", task_type="CAUSAL_LM", peft_type="PREFIX_TUNING")
+  with pytest.raises(UserError, match="another kind of model"):
+    peft.read_prefix(folder)
+  assert prompt_files.read(str(adapter(tmp_path / "b", task_type=None))).values.shape == (5, 6)
 
 
 @pytest.mark.parametrize("changes, found", [

@@ -1,6 +1,5 @@
 """ATTEMPT against its formula in numpy, what it pools, and that its sources never change."""
 
-import json
 
 import jax
 import numpy as np
@@ -91,7 +90,7 @@ def test_sources_are_read_from_files_and_runs(tmp_path):
   run = tmp_path / "run"
   run.mkdir()
   np.save(run / "prompt.npy", tables[1])
-  (run / "summary.json").write_text(json.dumps({"task": "rte"}))
+  (run / "settings.json").write_text("{}")
   model = method(sources=[str(tmp_path / "one.npy"), str(run)], initializer=Uniform(0.5))
   sources = Sources(np.zeros((20, 8), np.float32))
   params = model.initial_params(jax.random.key(0), {"up_kernel": 1}, sources)
