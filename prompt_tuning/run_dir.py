@@ -286,13 +286,24 @@ def describe(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any],
+                may_change: Sequence[str] = MAY_CHANGE) -> dict[str, tuple[Any, Any]]:
+  """Dotted path -> (before, now) of the settings that differ; one file has several paths.
+
+  Args:
+    old, new: as `describe` gives them.
+    may_change: paths that are left out.
+  """
+  before, now = _leaves(old), _leaves(new)
+  return {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())
+          if _COPY.sub("model.backbone.", key) not in may_change
+          and not _are_same(before.get(key), now.get(key))}
+
+
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path,
                 may_change: Sequence[str]) -> None:
-  before, now = _leaves(old), _leaves(new)
-  changed = [f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-             for key in sorted(before.keys() | now.keys())
-             if _COPY.sub("model.backbone.", key) not in may_change
-             and before.get(key) != now.get(key)]
+  changed = [f"{key} was {before!r}, is now {now!r}"
+             for key, (before, now) in differences(old, new, may_change).items()]
   if changed:
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     raise UserError("MODEL_DIR holds another run",
@@ -300,6 +311,14 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Pa
                     wanted="the settings it was started with (these may change: "
                     + ", ".join(may_change) + ")",
                     fix="repeat that run's command, or give a new --gin.MODEL_DIR")
+
+
+def _are_same(before: Any, now: Any) -> bool:
+  if before == now:
+    return True
+  # A relative and an absolute path of one file; that its content has changed is found elsewhere.
+  return (isinstance(before, str) and isinstance(now, str) and os.path.exists(before)
+          and os.path.exists(now) and os.path.samefile(before, now))
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

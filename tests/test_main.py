@@ -198,15 +198,19 @@ def test_eval_of_a_run_needs_its_folder_alone(run, capsys):
 
 
 def test_numbers_of_other_weights_or_rows_do_not_join_the_run_s(run, capsys):
-  before = (run.folder / "metrics.csv").read_text()
-  for change in ("--gin.FROZEN_DTYPE=int8", "--gin.MAX_EXAMPLES=3"):
-    out = run.root / "other"
-    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", f"--gin.OUTPUT_DIR={out}", change]) == 0
+  before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+  for change in ("FROZEN_DTYPE=int8", "MAX_EXAMPLES=3", f"PROMPT_FILE={run.folder}/prompt.npy"):
+    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", "--gin.SPLIT=test",
+                 f"--gin.{change}"]) == 0
     config.clear()
-    assert (run.folder / "metrics.csv").read_text() == before
-    report = json.loads((out / "eval_your_data_validation.json").read_text())
-    assert (report["frozen_dtype"], report["max_examples"]) == (
-      ("int8", None) if "int8" in change else ("float32", 3))
+    assert "Not in the run's metrics.csv" in capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    assert before.items() <= after.items()
+    (report,) = (json.loads(after[name]) for name in after.keys() - before.keys()
+                 if name.startswith("eval_your_data_test_"))
+    (key,) = report["differs_from_the_run"]
+    assert key.rpartition(".")[2].upper() == change.partition("=")[0]
+    before = after
 
 
 def test_a_run_that_is_not_there(run, capsys):
