@@ -410,9 +410,12 @@ class Trainer:
                            "task": self.config.task.name, "prompt_ids": self.prompt_ids}, folder)
 
   def _keep_best(self, state: TrainState) -> None:
-    if self.counters["best_step"] == int(state.step):
+    if self.counters["best_step"] is None:  # Without evaluations the last is the best.
       self._write_best(state)
+    elif self.counters["best_step"] == int(state.step):
+      # The checkpoint first: it says which step the prompt beside it is of (`trained_model.py`).
       self.checkpoints.save(state, self.counters, best=True)
+      self._write_best(state)
 
   def _save(self, state: TrainState) -> None:
     # A resume repeats what comes before the last state is saved, and makes the best one of it. With
