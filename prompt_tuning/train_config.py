@@ -3,6 +3,7 @@
 import dataclasses
 
 from prompt_tuning import trees
+from prompt_tuning.checkpoints.leaves import dtype_of
 from prompt_tuning.distillation import Distillation
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings
@@ -90,6 +91,7 @@ class TrainConfig:
       raise UserError("This method reads the input, and packed rows hold several",
                       found=f"TaskConfig.pack = True and {type(self.model.prompt).__name__}",
                       wanted="an input a row", fix="leave run_config.TaskConfig.pack out")
+    dtype_of(self.export_dtype, "--gin.EXPORT_DTYPE")
     object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
     if self.members is not None and self.members.is_one:
       object.__setattr__(self, "members", None)

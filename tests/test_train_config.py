@@ -1,0 +1,22 @@
+"""What `TrainConfig` refuses before anything is read, with a flag that can be given."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.train_config import TrainConfig
+
+
+def build(**changes):
+  settings = {"model": SimpleNamespace(prompt=None), "task": SimpleNamespace(pack=False),
+              "optimizer": None, "model_dir": "x", "train_steps": 8, "batch_size": 4}
+  return TrainConfig(**settings | changes)
+
+
+def test_a_dtype_of_the_exported_backbone():
+  assert build(export_dtype="bfloat16").export_dtype == "bfloat16"
+  with pytest.raises(UserError, match="not stored in this dtype") as caught:
+    build(export_dtype="bf16")
+  assert caught.value.found == "--gin.EXPORT_DTYPE=bf16"
+  assert caught.value.fix == "--gin.EXPORT_DTYPE=bfloat16"
