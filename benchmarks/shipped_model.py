@@ -37,7 +37,7 @@ OUTSIDE = {
           "TASK_FEATURE_LENGTHS": {"inputs": 128, "targets": 2}, "MAX_TRUNCATED_INPUTS": 0.3},
   "e2e": {"INPUTS": "{meaning}", "TARGETS": "{text}",
           "TASK_FEATURE_LENGTHS": {"inputs": 88, "targets": 72},
-          "run_config.TaskConfig.max_truncated_targets": 0.01},
+          "MAX_TRUNCATED_TARGETS": 0.01},
 }
 # Chosen by the loss, which costs less than decoding; decoded once, on the test rows.
 GENERATED = ("e2e", "docstring_summary")
@@ -46,7 +46,7 @@ GENERATED_FLAGS = ["--gin.evaluate.EvalSettings.method='loss'",
 DOCSTRINGS = {
   "docstring_library": {"TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 8}},
   "docstring_summary": {"TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 40},
-                        "run_config.TaskConfig.max_truncated_targets": 0.01},
+                        "MAX_TRUNCATED_TARGETS": 0.01},
 }
 PROMPT = ["--gin_file=prompts/soft.gin", "--gin_file=inits/sampled_vocab.gin",
           "--gin.PROMPT_LENGTH=20", "--gin.LEARNING_RATE=0.1"]

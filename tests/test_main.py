@@ -247,7 +247,7 @@ def test_eval_of_a_prompt_file(run, capsys):
 
 
 @pytest.mark.parametrize("change, message", [
-  (["--gin.SPLIT=tset"], "has no split 'tset'"),
+  (["--gin.SPLIT=tset"], "--gin.SPLIT, `train` --gin.evaluate.EvalSettings.split: did you"),
   (["--gin.MIXTURE_OR_TASK_NAME=docstring_libary", "--gin.TASK_SOURCE=None"],
    "did you mean 'docstring_library'"),
   (["--gin.METHOD=rnk"], "did you mean 'rank'"),
