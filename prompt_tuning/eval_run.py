@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prompt_tuning import hosts, trained_model
-from prompt_tuning.disk import check_local, write_text
+from prompt_tuning.disk import check_local, check_writable, write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.partitioning import Partitioner
@@ -99,6 +99,8 @@ def evaluate_runs(configs: Sequence[EvalConfig]) -> list[Report]:
   partitioner.layout.check(trained.config.backbone)
   evaluators = [Evaluator(trained.config, each.task, each.eval_settings, trained.prompt_ids,
                           partitioner) for each in configs]
+  if output is not None and hosts.is_first():
+    check_writable(output, "OUTPUT_DIR")
   params = trained.load(config.seed, partitioner)
   return [_evaluate(each, trained, evaluator, params)
           for each, evaluator in zip(configs, evaluators, strict=True)]
@@ -123,7 +125,6 @@ def _evaluate(config: EvalConfig, trained: trained_model.TrainedModel, evaluator
 
 def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.TrainedModel,
            report: Report) -> list[pathlib.Path]:
-  folder.mkdir(parents=True, exist_ok=True)
   result = report.result
   name = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{config.task.name}_{config.eval_settings.split}")
   if report.differs and config.output_dir is None:

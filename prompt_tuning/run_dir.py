@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from prompt_tuning.checkpoints import method_files
-from prompt_tuning.disk import check_local, report_full, write_text
+from prompt_tuning.disk import check_local, check_writable, report_full, write_text
 from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed. What is said
@@ -66,7 +66,9 @@ class RunDir:
     Raises:
       UserError: it is a file, holds something else, or a run with other settings.
     """
-    if self.path.exists() and not self.path.is_dir():
+    with self._saving("the run's settings"):
+      is_file = self.path.exists() and not self.path.is_dir()
+    if is_file:
       raise UserError("MODEL_DIR is not a folder", found=str(self.path), wanted="a folder",
                       fix="give another --gin.MODEL_DIR")
     stored = self.path / "settings.json"
@@ -105,8 +107,8 @@ class RunDir:
         raise UserError("The data of the run in MODEL_DIR has changed",
                         found=f"{self.path}: fingerprint {corpus}", wanted=f"fingerprint {old}",
                         fix="bring the old data back, or give a new --gin.MODEL_DIR")
+    check_writable(self.path, "MODEL_DIR")
     with self._saving("the run's settings"):
-      self.path.mkdir(parents=True, exist_ok=True)
       for left in self.path.glob("*.partial.*"):  # by a kill
         left.unlink(missing_ok=True)
       self._write_json("settings.json", {**settings, "corpus": corpus})

@@ -304,6 +304,16 @@ def test_a_full_disk_while_logging(run, monkeypatch):
   assert error.what == "No space is left while saving metrics.csv"
 
 
+def test_a_place_that_takes_no_files(run, tmp_path):
+  (tmp_path / "file").write_text("")
+  error = error_of(RunDir(str(tmp_path / "file" / "run")).claim, {}, "corpus")
+  assert error.what == "MODEL_DIR cannot be written to" and "--gin.MODEL_DIR" in error.fix
+  assert str(tmp_path / "file" / "run") in error.found
+  (run.path / "summary.json").mkdir()
+  error = error_of(run.write_summary, {})
+  assert error.what == "The disk does not take summary.json" and str(run.path) in error.found
+
+
 def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
   path = tmp_path / "a.txt"
   disk.write_text(path, "old")
