@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import host_memory, main
+from prompt_tuning import host_memory, hosts, main
 
 SEEDS = (0, 1, 2)
 STEPS, EVAL_PERIOD = 400, 200
@@ -117,8 +117,6 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
     command(training, out / f"{name}.log")
   else:
     command(training, out / f"{name}.log")
-    if json.loads((model_dir / "summary.json").read_text())["interrupted"]:
-      raise SystemExit(f"{name} was told to stop; the same command goes on with it")
     command(["eval", f"--gin.MODEL_DIR={str(model_dir)!r}", "--gin.SPLIT='test'"],
              out / f"{name}.log")
   result = json.loads(next(model_dir.glob("eval_*_test.json")).read_text())
@@ -149,6 +147,8 @@ def command(arguments: list[str], log: pathlib.Path) -> None:
   """One command, in this process: its imports take longer than a short evaluation."""
   with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
     code = main.main(arguments)
+  if code == hosts.STOPPED:
+    raise SystemExit(f"told to stop; the same command goes on with it: see {log}")
   if code:
     raise SystemExit(f"prompt-tuning {arguments[0]} failed ({code}): see {log}")
 

@@ -1,9 +1,9 @@
 """The `prompt-tuning` command.
 
 Nothing heavy is imported before a subcommand runs, so `--help` answers at once. A mistake of the
-user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done, or stopped in a way
-that the same command resumes; 2 a mistake of the user's; 3 another host of the run is gone; 130
-interrupted from the keyboard.
+user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done; 1 a run of a sweep
+failed; 2 a mistake of the user's; 3 another host of the run is gone; 75 told to stop, and saved, so
+that the same command resumes; 130 interrupted from the keyboard.
 """
 
 import os

@@ -171,13 +171,13 @@ def test_train(run):
     assert (run.folder / name).is_file()
 
 
-def test_a_stopped_run_is_no_error(run, monkeypatch, capsys):
+def test_a_stopped_run_is_neither_done_nor_an_error(run, monkeypatch, capsys):
   outcome = train_module.Outcome({}, None, 1, True, {})
   monkeypatch.setattr(train_module, "train", lambda *args, **kwargs: outcome)
   code = main(["train", *run.flags, "--gin_file=runs/prompt_tune.gin",
                f"--gin.MODEL_DIR={run.root / 'new'}"])
   out = capsys.readouterr().out
-  assert code == 0 and "Stopped at step 1 of 30000" in out and "The same command resumes." in out
+  assert code == 75 and "Stopped at step 1 of 30000" in out and "The same command resumes." in out
 
 
 def test_eval_of_a_run_needs_its_folder_alone(run, capsys):

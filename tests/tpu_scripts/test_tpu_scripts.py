@@ -399,6 +399,23 @@ def test_watch_brings_it_back_until_the_run_has_ended(cloud):
   assert "ended on every worker" in done.stderr
 
 
+def test_watch_does_not_take_a_run_that_was_told_to_stop_for_done(cloud):
+  """SIGTERM is seen a moment before the TPU is PREEMPTED; or, as by hand, nothing is preempted."""
+  launched(cloud)
+  for state in ("READY", "PREEMPTED"):
+    cloud.answer("tpu-vm describe", state, times=1)
+  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
+  cloud.answer("tpu-vm describe", "READY")
+  cloud.answer("status.sh", "a: ended 75\nb: running", times=1)
+  for _ in range(2):
+    cloud.answer("status.sh", "a: ended 75\nb: ended 75", times=1)
+  cloud.answer("status.sh", "a: ended 0\nb: ended 0")
+  cloud.ok("resume", "--watch")
+  assert verbs(cloud)[:6] == ["ssh", "delete", "create", "scp", "ssh", "ssh"]
+  assert [words[1].rpartition("/")[2] for words in cloud.remote()][-4:] == [
+    "status.sh", "status.sh", "start.sh", "status.sh"]
+
+
 def test_watch_starts_a_crashed_run_again_but_not_one_with_a_mistake(cloud):
   launched(cloud)
   cloud.answer("tpu-vm describe", "READY")
