@@ -108,6 +108,12 @@ def test_descriptions_for_other_launchers_are_read():
   # v5e-16 by 4x4 is four hosts of four chips.
   assert pods["parallelism"] == pods["completions"] == 16 // container["resources"]["limits"][
     "google.com/tpu"]
+  (volume,) = pods["template"]["spec"]["volumes"]
+  options = volume["csi"]["volumeAttributes"]["mountOptions"].split(",")
+  # Those of install.sh; GKE's driver takes this one by its name in gcsfuse's configuration file.
+  install = (SCRIPTS / "on_worker/install.sh").read_text()
+  assert "--metadata-cache-ttl-secs 0" in install and "metadata-cache:ttl-secs:0" in options
+  assert all(f"--{option.replace('=', ' ')} " in install for option in options if ":" not in option)
   sky = yaml.safe_load((SCRIPTS / "sky.yaml").read_text())
   commands = [" ".join(container["command"]), sky["run"],
               (SCRIPTS / "slurm.sbatch").read_text()]
