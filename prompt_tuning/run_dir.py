@@ -36,7 +36,7 @@ from prompt_tuning.errors import UserError
 # of the backbone holds for the copies of its settings that prompts have too.
 MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
               "export_dtype", "eval_settings.batch_size", "task.cache_dir", "task.variant.data_dir",
-              "model.layout", "model.backbone.remat")
+              "model.layout", "model.backbone.remat", "loss.num_microbatches")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
 _COPY = re.compile(r"model\.prompt\.(?:parts\.[^.]+\.)*config\.")
@@ -304,15 +304,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any],
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path,
                 may_change: Sequence[str]) -> None:
-  changed = [f"{key} was {before!r}, is now {now!r}"
-             for key, (before, now) in differences(old, new, may_change).items()]
+  found = differences(old, new, may_change)
+  changed = [f"{key} was {before!r}, is now {now!r}" for key, (before, now) in found.items()]
+  fix = "repeat that run's command, or give a new --gin.MODEL_DIR"
+  if any(key.endswith(".total_steps") for key in found):
+    # TRAIN_STEPS reaches the schedule too.
+    may_change = [name for name in may_change if name != "train_steps"]
+    fix += ("; its learning rate falls until TRAIN_STEPS, so with other steps those that are done "
+            "would have had other rates")
   if changed:
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     raise UserError("MODEL_DIR holds another run",
                     found=f"{path}: {'; '.join(changed[:_SHOWN])}{more}",
                     wanted="the settings it was started with (these may change: "
-                    + ", ".join(may_change) + ")",
-                    fix="repeat that run's command, or give a new --gin.MODEL_DIR")
+                    + ", ".join(may_change) + ")", fix=fix)
 
 
 def _are_same(before: Any, now: Any) -> bool:

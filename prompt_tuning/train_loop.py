@@ -133,7 +133,9 @@ class Trainer:
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
     self._check_starts()
-    self.dir = RunDir(config.model_dir) if hosts.is_first() else ReadOnlyRunDir(config.model_dir)
+    # Each piece of a batch has dropout masks of its own; without dropout only the rounding changes.
+    fixed = ("loss.num_microbatches",) if self.module.has_dropout else ()
+    self.dir = (RunDir if hosts.is_first() else ReadOnlyRunDir)(config.model_dir, fixed)
     self.dir.check(self._settings())
     hosts.check_shared(config.model_dir)
     self.data = self._data()
