@@ -3,12 +3,18 @@
 import argparse
 import ast
 import dataclasses
+import json
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from prompt_tuning import config, macro_help
 from prompt_tuning.errors import UserError
 from prompt_tuning.native_logs import quiet_imports
+
+# The commands that can take a run's own settings.
+_OF_RUNS = ("eval", "eval_prompts", "infer", "merge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +36,25 @@ class Arguments:
     `--prompt`, those of the first run that it names.
     """
     files = list(self.options.gin_file)
-    if not files and command in ("eval", "eval_prompts", "infer", "merge"):
+    if not files and command in _OF_RUNS:
       files = _run_settings(self.bindings, self.prompts())
     with quiet_imports():
       config.load([f"commands/{command}.gin", *files], self._prompt_bindings() + self.bindings,
                   self.options.gin_search_paths)
+
+  def meant_elsewhere(self, command: str, message: str) -> str:
+    """What to say of paths in a message that a run's settings mean from another folder; or ""."""
+    if command not in _OF_RUNS or self.options.gin_file:
+      return ""
+    for settings in map(pathlib.Path, _run_settings(self.bindings, self.prompts())):
+      summary = settings.with_name("summary.json")
+      start = json.loads(summary.read_text()).get("started_in") if summary.is_file() else None
+      texts = set(re.findall(r"'([^'\n]+)'", settings.read_text(encoding="utf-8")))
+      if start and any(text in message and not os.path.exists(text)
+                       and os.path.exists(os.path.join(start, text)) for text in texts):
+        return (f"the run in {settings.parent} was started in {start}: its relative paths begin "
+                "there")
+    return ""
 
   def _prompt_bindings(self) -> list[str]:
     if not self.prompts():

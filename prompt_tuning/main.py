@@ -82,4 +82,12 @@ def _run(given: list[str]) -> int:
     raise UserError(f"`prompt-tuning {name}` does not take {flag}", found=" ".join(unknown),
                     wanted=f"a flag that `prompt-tuning {name} --help` lists",
                     fix=nearest(flag, flags + (["--gin.NAME=VALUE"] if command.takes_gin else [])))
-  return command.run(Arguments(options, bindings))
+  arguments = Arguments(options, bindings)
+  try:
+    return command.run(arguments)
+  except UserError as error:
+    note = arguments.meant_elsewhere(name, str(error))
+    if not note:
+      raise
+    raise UserError(error.what, found=error.found, wanted=error.wanted,
+                    fix=f"{error.fix}; {note}") from error

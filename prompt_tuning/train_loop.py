@@ -309,7 +309,7 @@ class Trainer:
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
                "long_targets": self.data.report.long_targets, "by_task": self._counts(),
                "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
-      "resumed_at": resumed, **environment(config.seed)}
+      "resumed_at": resumed, "started_in": str(pathlib.Path.cwd()), **environment(config.seed)}
 
   def _counts(self) -> dict[str, dict[str, Any]]:
     """Task -> split -> rows, and how many were left out or lose their end."""

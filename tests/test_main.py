@@ -169,6 +169,7 @@ def test_train(run):
     assert text in run.out
   for name in ("prompt.npy", "config.gin", "summary.json", "metrics.csv", "loss.png"):
     assert (run.folder / name).is_file()
+  assert json.loads((run.folder / "summary.json").read_text())["started_in"] == os.getcwd()
 
 
 def test_a_stopped_run_is_neither_done_nor_an_error(run, monkeypatch, capsys):
@@ -217,6 +218,27 @@ def test_a_run_that_is_not_there(run, capsys):
   for command in ("eval", "infer", "merge"):
     assert main([command, f"--gin.MODEL_DIR={run.root / 'typo'}"]) == 2
     assert "MODEL_DIR holds no run" in (error := capsys.readouterr().err) and "typo" in error
+
+
+def test_relative_paths_of_a_run_begin_where_it_was_started(run, capsys, monkeypatch, tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  for name in ("settings.json", "prompt.npy"):
+    (folder / name).write_bytes((run.folder / name).read_bytes())
+  # The same run, as it would be if it had been started with paths from its root.
+  config_text = (run.folder / "config.gin").read_text().replace(f"{run.root}/", "")
+  (folder / "config.gin").write_text(config_text)
+  (folder / "summary.json").write_text(json.dumps({"started_in": str(run.root)}))
+  monkeypatch.chdir(tmp_path)
+  note = f"was started in {run.root}: its relative paths begin there"
+  assert main(["eval", "--gin.MODEL_DIR=run"]) == 2
+  error = capsys.readouterr().err
+  assert "train.tsv cannot be read" in error and note in error
+  # A mistake in another path is no matter of folders.
+  assert main(["eval", f"--gin.MODEL_DIR={run.folder}", "--gin.TEST_FILE=nowhere.tsv",
+               "--gin.SPLIT=test"]) == 2
+  error = capsys.readouterr().err
+  assert "nowhere.tsv" in error and "started in" not in error
 
 
 def test_a_number_may_name_a_folder(run, capsys, monkeypatch):
