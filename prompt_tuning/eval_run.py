@@ -154,7 +154,7 @@ def _differs(config: EvalConfig) -> dict[str, tuple[Any, Any]]:
   asked = config.mixture or config.task
   task, now = run.get("task", {}), describe(asked)
   found = differences(
-    {"model": run["model"], "task": {name: task.get(name) for name in _OF_TASK}},
+    {"model": run.get("model"), "task": {name: task.get(name) for name in _OF_TASK}},
     {"model": describe(config.model), "task": {name: now[name] for name in _OF_TASK}})
   if asked.name == task.get("name"):
     sources = differences({"task": {"source": task.get("source")}},
