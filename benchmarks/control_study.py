@@ -58,7 +58,7 @@ def train(folder: pathlib.Path) -> None:
       *_data(folder, name, "{start}", "{rest}", LENGTHS), *shipped_model.flags({
         "PROMPT_LENGTH": 20, "LEARNING_RATE": 0.1, "TRAIN_STEPS": STEPS, "EVAL_PERIOD": STEPS // 2,
         "BATCH_SIZE": 16, "evaluate.EvalSettings.method": "loss", "SCAN_LAYERS": False,
-        "run_config.TaskConfig.max_truncated_targets": 0.5, "MAX_TRUNCATED_INPUTS": 0.2,
+        "MAX_TRUNCATED_TARGETS": 0.5, "MAX_TRUNCATED_INPUTS": 0.2,
         "evaluate.EvalSettings.max_examples": 64, "MODEL_DIR": str(folder / name)})],
       folder / f"{name}.log")
   if not (folder / "attribute.npz").is_file():

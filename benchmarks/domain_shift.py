@@ -70,7 +70,7 @@ SHIFTS = {
     "rougeL", (("xsum", "test"), ("cnn_dailymail", "test")),
     {"TASK_FEATURE_LENGTHS": {"inputs": 192, "targets": 40}, "TASK_SPLITS": {
       "train": "test[:800]", "validation": "test[800:900]", "test": "test[900:]"},
-     "run_config.TaskConfig.max_truncated_targets": 1.0},
+     "MAX_TRUNCATED_TARGETS": 1.0},
     {"cnn_dailymail": {"TASK_SPLITS": None}}, "shift_xsum", _LONG, 100),
   # Questions about new articles of Wikipedia, then about old ones (SQuAD's, by way of XQuAD).
   "new_wiki": Shift(
@@ -78,7 +78,7 @@ SHIFTS = {
     {"MIXTURE_OR_TASK_NAME": "squadshifts_new_wiki",
      "TASK_FEATURE_LENGTHS": {"inputs": 256, "targets": 24}, "TASK_SPLITS": {
        "train": "validation[:7000]", "validation": "validation[7000:7200]",
-       "test": "validation[7200:7500]"}, "run_config.TaskConfig.max_truncated_targets": 1.0},
+       "test": "validation[7200:7500]"}, "MAX_TRUNCATED_TARGETS": 1.0},
     {"xquad_en": {"TASK_SPLITS": {"validation": "validation[:300]"}}}, "shift_squad", _LONG, 100),
 }
 SEEDS = (0, 1, 2)

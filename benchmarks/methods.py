@@ -167,10 +167,7 @@ def _train(task: str, flags: Sequence[str], rate: float, seed: int, data: pathli
        f"--gin.MODEL_DIR={str(folder)!r}"], folder.with_name(folder.name + ".log"))
     # Compiled programs of a run are of no use to the next one.
     jax.clear_caches()
-  found = json.loads(summary.read_text())
-  if not shipped_model.is_finished(folder):
-    raise SystemExit(f"{folder.name} was told to stop; the same command goes on with it")
-  return found
+  return json.loads(summary.read_text())
 
 
 def _data_set(task: str) -> str:

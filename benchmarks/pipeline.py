@@ -94,7 +94,7 @@ def build(model: str, files: Sequence[str], macros: dict, work: pathlib.Path,
     macros: name -> value.  bindings: further ones, as gin writes them.
   """
   everything = {"MODEL_DIR": str(work / "run"), "BATCH_SIZE": BATCH, "MAX_TRUNCATED_INPUTS": 1.0,
-                "run_config.TaskConfig.max_truncated_targets": 1.0,
+                "MAX_TRUNCATED_TARGETS": 1.0,
                 "run_config.TaskConfig.cache_dir": str(work / "tokens")} | macros
   gin_config.clear()
   gin_config.load(["commands/train.gin", model, *files],

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import host_memory, main
+from prompt_tuning import host_memory, hosts, main
 
 SEEDS = (0, 1, 2)
 STEPS, EVAL_PERIOD = 400, 200
@@ -37,7 +37,7 @@ OUTSIDE = {
           "TASK_FEATURE_LENGTHS": {"inputs": 128, "targets": 2}, "MAX_TRUNCATED_INPUTS": 0.3},
   "e2e": {"INPUTS": "{meaning}", "TARGETS": "{text}",
           "TASK_FEATURE_LENGTHS": {"inputs": 88, "targets": 72},
-          "run_config.TaskConfig.max_truncated_targets": 0.01},
+          "MAX_TRUNCATED_TARGETS": 0.01},
 }
 # Chosen by the loss, which costs less than decoding; decoded once, on the test rows.
 GENERATED = ("e2e", "docstring_summary")
@@ -46,7 +46,7 @@ GENERATED_FLAGS = ["--gin.evaluate.EvalSettings.method='loss'",
 DOCSTRINGS = {
   "docstring_library": {"TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 8}},
   "docstring_summary": {"TASK_FEATURE_LENGTHS": {"inputs": 100, "targets": 40},
-                        "run_config.TaskConfig.max_truncated_targets": 0.01},
+                        "MAX_TRUNCATED_TARGETS": 0.01},
 }
 PROMPT = ["--gin_file=prompts/soft.gin", "--gin_file=inits/sampled_vocab.gin",
           "--gin.PROMPT_LENGTH=20", "--gin.LEARNING_RATE=0.1"]
@@ -117,8 +117,6 @@ def run(dataset: str, method: str, seed: int, folder: pathlib.Path, out: pathlib
     command(training, out / f"{name}.log")
   else:
     command(training, out / f"{name}.log")
-    if not is_finished(model_dir):
-      raise SystemExit(f"{name} was told to stop; the same command goes on with it")
     command(["eval", f"--gin.MODEL_DIR={str(model_dir)!r}", "--gin.SPLIT='test'"],
              out / f"{name}.log")
   result = json.loads(next(model_dir.glob("eval_*_test.json")).read_text())
@@ -149,6 +147,8 @@ def command(arguments: list[str], log: pathlib.Path) -> None:
   """One command, in this process: its imports take longer than a short evaluation."""
   with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
     code = main.main(arguments)
+  if code == hosts.STOPPED:
+    raise SystemExit(f"told to stop; the same command goes on with it: see {log}")
   if code:
     raise SystemExit(f"prompt-tuning {arguments[0]} failed ({code}): see {log}")
 

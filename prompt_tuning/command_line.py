@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prompt_tuning import config, macro_help, run_settings
 from prompt_tuning.errors import UserError
+from prompt_tuning.gin_files import Source
 from prompt_tuning.native_logs import quiet_imports
+
+# The commands that can take a run's own settings.
+_OF_RUNS = ("eval", "eval_prompts", "infer", "merge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +31,23 @@ class Arguments:
     Where no gin file says the model, `eval`, `infer` and `merge` take the settings of the run in
     MODEL_DIR; with `--prompt`, those of the first run that it names.
     """
-    files, folders = list(self.options.gin_file), self.options.gin_search_paths
-    run = None
-    if command in run_settings.COMMANDS:
-      run = run_settings.find(command, config.read_files(files, folders), self.bindings,
-                              self.prompts())
+    run = self._run(command)
     prompts = [f"PROMPTS = {tuple(self.prompts())!r}"] if self.prompts() else []
     with quiet_imports():
-      config.load([f"commands/{command}.gin", *files], prompts + self.bindings, folders, run)
+      config.load([f"commands/{command}.gin", *self.options.gin_file], prompts + self.bindings,
+                  self.options.gin_search_paths, run)
+
+  def meant_elsewhere(self, command: str, message: str) -> str:
+    """What to say of paths in a message that a run's settings mean from another folder; or ""."""
+    run = self._run(command)
+    return "" if run is None else run_settings.meant_elsewhere(run, message)
+
+  def _run(self, command: str) -> Source | None:
+    """The settings of the run that a command reads, where no gin file says the model."""
+    if command not in run_settings.COMMANDS:
+      return None
+    files = config.read_files(self.options.gin_file, self.options.gin_search_paths)
+    return run_settings.find(command, files, self.bindings, self.prompts())
 
   def prompts(self) -> list[tuple[str, str]]:
     """The (name, source) pairs of `--prompt NAME=SOURCE`."""

@@ -23,7 +23,7 @@ def _train(arguments: Arguments) -> int:
   settings = config.build(TrainConfig)
   outcome = train(settings, config.operative(), on_start=hosts.on_first(run_report.started))
   hosts.on_first(run_report.ended)(settings, outcome)
-  return 0
+  return hosts.STOPPED if outcome.interrupted else 0
 
 
 def _eval(arguments: Arguments) -> int:

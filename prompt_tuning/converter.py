@@ -105,9 +105,9 @@ def check_truncation(task: str, cache: TokenCache, lengths: Mapping[str, int], *
       raise UserError(
           f"Too many {name} of {task!r} are longer than their length of {lengths[name]}",
           found=f"{long} of {report.rows} would lose their end; lengths by percentile: {shown}",
-          wanted=f"at most {share:.2%} of the rows (max_truncated_{name} = {share})",
-          fix=f'set TASK_FEATURE_LENGTHS["{name}"] to {fits} or more, or raise '
-              f"max_truncated_{name} to {_share_above(long, report.rows)}")
+          wanted=f"at most {share:.2%} of the rows (MAX_TRUNCATED_{name.upper()} = {share})",
+          fix=f'--gin.TASK_FEATURE_LENGTHS="{dict(lengths) | {name: fits}}" or more, or '
+              f"--gin.MAX_TRUNCATED_{name.upper()}={_share_above(long, report.rows)}")
   return report
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prompt_tuning import config
+from prompt_tuning import config, hosts
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.prompt_measures import nearest_words
 from prompt_tuning.tasks import table
@@ -52,7 +52,7 @@ def run(model_dir: str | None = None) -> int:
   outcome = train(settings, config.operative())
   if outcome.interrupted:
     console.print("Stopped. `make demo` resumes.")
-    return 0
+    return hosts.STOPPED
   show(console, settings, outcome)
   return 0
 

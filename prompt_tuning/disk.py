@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -30,6 +31,25 @@ def check_local(path: str | pathlib.Path, setting: str) -> None:
                     wanted="a path; a bucket's is where it is mounted",
                     fix="mount the bucket (gcsfuse, as tpu_scripts/setup.sh --bucket does) and "
                     "give a path in it, or write to a disk and copy")
+
+
+def check_writable(folder: str | pathlib.Path, setting: str) -> None:
+  """Makes a folder, and tries to write a file in it, before what is written has cost anything.
+
+  Args:
+    setting: that named it.
+
+  Raises:
+    UserError: it cannot be made or written to.
+  """
+  try:
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise UserError(f"{setting} cannot be written to", found=f"{folder}: {first_line(error)}",
+                    wanted="a folder with room in it, that this user may write to",
+                    fix=f"give another --gin.{setting}, or correct the folder") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -82,7 +102,7 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def report_full(what: str, path: pathlib.Path, fix: str) -> Iterator[None]:
-  """Raises a UserError instead of the error of a full disk.
+  """Raises a UserError instead of the error of a full disk, or of a place that takes no files.
 
   Args:
     what: is being saved, e.g. "a checkpoint".
@@ -93,9 +113,15 @@ def report_full(what: str, path: pathlib.Path, fix: str) -> Iterator[None]:
     yield
   except Exception as error:
     # Libraries wrap the system's error in their own types, with its text.
-    if not (isinstance(error, OSError) and error.errno in _FULL
-            or "No space left" in str(error)):
+    full = (isinstance(error, OSError) and error.errno in _FULL
+            or "No space left" in str(error))
+    if not full and not isinstance(error, OSError):
       raise
+    if not full:
+      raise UserError(f"The disk does not take {what}",
+                      found=f"{path}: {first_line(error)}",
+                      wanted="a place that this user may write to; what was saved before is kept",
+                      fix=f"give another place, or correct this one and {fix}") from error
     raise UserError(f"No space is left while saving {what}", found=f"{path}: {first_line(error)}",
                     wanted="room for it; what was saved before is kept",
                     fix=f"free some space and {fix}") from error

@@ -62,8 +62,9 @@ def parts(config: EvalConfig) -> list[EvalConfig]:
     split = config.eval_settings.split
     second = f"{split}_{SECOND}"
     for each in (split, second) if second in setup.parts[name].splits else (split,):
-      found.append(dataclasses.replace(config, task=task, eval_settings=dataclasses.replace(
-        config.eval_settings, split=each)))
+      found.append(dataclasses.replace(
+        config, task=task, mixture=config.task, eval_settings=dataclasses.replace(
+          config.eval_settings, split=each)))
   return found
 
 

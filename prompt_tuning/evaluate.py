@@ -100,7 +100,8 @@ class Evaluator:
       if settings.split not in each.splits:
         raise UserError(f"Task {each.name!r} has no split {settings.split!r}",
                         found=", ".join(each.splits) or "no split", wanted=settings.split,
-                        fix="set EvalSettings.split to one of them")
+                        fix="`eval` takes --gin.SPLIT, `train` --gin.evaluate.EvalSettings.split: "
+                        + nearest(settings.split, each.splits))
     self._tasks = tasks
     self._prompt_ids = [_prompt_id(setup.names[each.name], prompt_ids) for each in tasks]
     self._caches = [

@@ -31,6 +31,8 @@ TIMEOUT_SECONDS = 60
 JOIN_SECONDS = 300
 # Exit code of a process that ends because another one did.
 LOST_A_HOST = 3
+# EX_TEMPFAIL: told to stop, saved, and not done. With 0 a launcher would take the run for finished.
+STOPPED = 75
 _PULSES_A_TIMEOUT = 10
 # A loaded machine may be late by one pulse.
 _SURELY_LATE = 3
@@ -202,9 +204,9 @@ def told() -> Iterator[None]:
 def end(code: int) -> int:
   """The exit code; with others still there, an error ends the process here and now.
 
-  JAX would wait at exit for processes that will not come.
+  JAX would wait at exit for processes that will not come. All stop together where they are told to.
   """
-  if _pulse is not None and code:
+  if _pulse is not None and code not in (0, STOPPED):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

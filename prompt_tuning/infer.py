@@ -21,6 +21,7 @@ import numpy as np
 from prompt_tuning import ensembles, examples, prompt_bank, steering, trained_model
 from prompt_tuning.control import ANTI_EXPERT, EXPERT, Control
 from prompt_tuning.converter import check_feature_lengths
+from prompt_tuning.disk import check_writable, report_full
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import STANDARD, Examples
 from prompt_tuning.generation import Decoding
@@ -286,6 +287,8 @@ def _check_output(path: str) -> None:
     raise UserError("OUTPUT_FILE cannot be written",
                     found=f"{path} (a folder)" if parent.is_dir() else f"no folder {parent}",
                     wanted="a file in a folder that exists", fix="correct --gin.OUTPUT_FILE")
+  if path != STANDARD:
+    check_writable(parent, "OUTPUT_FILE")
 
 
 @contextlib.contextmanager
@@ -294,7 +297,12 @@ def _output(path: str) -> Iterator[TextIO]:
   if path == STANDARD:
     yield sys.stdout
     return
-  partial = f"{path}.partial"
-  with open(partial, "w", encoding="utf-8") as file:
-    yield file
-  os.replace(partial, path)
+  partial = pathlib.Path(f"{path}.partial")
+  with report_full("predictions", pathlib.Path(path), "run the same command again"):
+    try:
+      with partial.open("w", encoding="utf-8") as file:
+        yield file
+      os.replace(partial, path)
+    except BaseException:
+      partial.unlink(missing_ok=True)
+      raise

@@ -1,9 +1,9 @@
 """The `prompt-tuning` command.
 
 Nothing heavy is imported before a subcommand runs, so `--help` answers at once. A mistake of the
-user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done, or stopped in a way
-that the same command resumes; 2 a mistake of the user's; 3 another host of the run is gone; 130
-interrupted from the keyboard.
+user's is printed without a traceback (`--debug` shows it). Exit codes: 0 done; 1 a run of a sweep
+failed; 2 a mistake of the user's; 3 another host of the run is gone; 75 told to stop, and saved, so
+that the same command resumes; 130 interrupted from the keyboard.
 """
 
 import os
@@ -86,4 +86,12 @@ def _run(given: list[str]) -> int:
     raise UserError(f"`prompt-tuning {name}` does not take {flag}", found=" ".join(unknown),
                     wanted=f"a flag that `prompt-tuning {name} --help` lists",
                     fix=nearest(flag, flags + (["--gin.NAME=VALUE"] if command.takes_gin else [])))
-  return command.run(Arguments(options, bindings))
+  arguments = Arguments(options, bindings)
+  try:
+    return command.run(arguments)
+  except UserError as error:
+    note = arguments.meant_elsewhere(name, str(error))
+    if not note:
+      raise
+    raise UserError(error.what, found=error.found, wanted=error.wanted,
+                    fix=f"{error.fix}; {note}") from error

@@ -173,7 +173,7 @@ class MembersTrainer(Trainer):
       if self._is_better(record, result, step):
         record["metrics"] = result.metrics
         self.results[i] = result
-        self.counters["best_step"] = step
+    self.counters["best_step"] = self.records[self._best()]["best_step"]
     mean, _ = mean_and_deviation(found)
     self.counters["evaluated"] = step
     self.dir.log(step, "validation", mean)

@@ -40,7 +40,7 @@ class MergeConfig:
   dtype: str = "float32"
 
   def __post_init__(self):
-    dtype_of(self.dtype)
+    dtype_of(self.dtype, "--gin.EXPORT_DTYPE")
     if pathlib.Path(self.output_dir).exists():
       raise UserError("OUTPUT_DIR exists", found=self.output_dir, wanted="a new name",
                       fix="give another --gin.OUTPUT_DIR")

@@ -26,7 +26,7 @@ import numpy as np
 
 from prompt_tuning import ensembles, hosts, prompt_bank, steering
 from prompt_tuning.checkpoints import run_prompts
-from prompt_tuning.disk import check_local, write_text
+from prompt_tuning.disk import check_local, check_writable, write_text
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.partitioning import Partitioner
@@ -170,6 +170,8 @@ def evaluate_mixed(config: MixedEvalConfig) -> MixedReport:
                       fix="evaluate it alone, or leave QA_WINDOW out")
     for group, row in bank.tasks[name]:
       evaluator.check_prompt(bank.groups[group].prompts[row].method)
+  if config.output_dir is not None and hosts.is_first():
+    check_writable(config.output_dir, "OUTPUT_DIR")
   server = Server(bank=bank, params=bank.load(config.seed, partitioner),
                   lengths=config.task.feature_lengths,
                   batch_size=config.eval_settings.batch_size, partitioner=partitioner)
@@ -232,7 +234,6 @@ def _token_mean(server: Server, evaluator: Evaluator,
 
 def _write(config: MixedEvalConfig, reports: Mapping[str, TaskReport]) -> list[pathlib.Path]:
   folder, split = pathlib.Path(config.output_dir), config.eval_settings.split
-  folder.mkdir(parents=True, exist_ok=True)
   about = {"split": split, "backbone": config.model.initial_checkpoint_path,
            "tasks": {name: report.summary() for name, report in reports.items()},
            **environment(config.seed)}

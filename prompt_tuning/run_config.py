@@ -267,7 +267,8 @@ class TaskConfig:
     pack: several examples a row (pre-training).
     stochastic: a user's own seqio task draws random numbers, so each epoch is made anew. (Of this
       package's tasks it is known.)
-    max_truncated_inputs, max_truncated_targets: share of rows that may lose their end.
+    max_truncated_inputs, max_truncated_targets: MAX_TRUNCATED_INPUTS, MAX_TRUNCATED_TARGETS, share
+      of rows that may lose their end.
     variant: DATA_DIR, TASKLESS, K_SHOT and the like: how the table's task is varied.
     leading_sentinel: LEADING_SENTINEL, `<extra_id_0>` ahead of every target and label, for a
       backbone whose outputs always start with one (Lester et al. 2021, section 3.2: "Span

@@ -29,14 +29,14 @@ import jax
 import numpy as np
 
 from prompt_tuning.checkpoints import method_files
-from prompt_tuning.disk import check_local, report_full, write_text
+from prompt_tuning.disk import check_local, check_writable, report_full, write_text
 from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed. What is said
 # of the backbone holds for the copies of its settings that prompts have too.
 MAY_CHANGE = ("train_steps", "eval_period", "log_period", "patience", "prefetch", "model_dir",
               "export_dtype", "eval_settings.batch_size", "task.cache_dir", "task.variant.data_dir",
-              "model.layout", "model.backbone.remat")
+              "model.layout", "model.backbone.remat", "loss.num_microbatches")
 _COLUMNS = ("step", "split", "metric", "value")
 _SHOWN = 4
 _COPY = re.compile(r"model\.prompt\.(?:parts\.[^.]+\.)*config\.")
@@ -66,7 +66,9 @@ class RunDir:
     Raises:
       UserError: it is a file, holds something else, or a run with other settings.
     """
-    if self.path.exists() and not self.path.is_dir():
+    with self._saving("the run's settings"):
+      is_file = self.path.exists() and not self.path.is_dir()
+    if is_file:
       raise UserError("MODEL_DIR is not a folder", found=str(self.path), wanted="a folder",
                       fix="give another --gin.MODEL_DIR")
     stored = self.path / "settings.json"
@@ -105,8 +107,8 @@ class RunDir:
         raise UserError("The data of the run in MODEL_DIR has changed",
                         found=f"{self.path}: fingerprint {corpus}", wanted=f"fingerprint {old}",
                         fix="bring the old data back, or give a new --gin.MODEL_DIR")
+    check_writable(self.path, "MODEL_DIR")
     with self._saving("the run's settings"):
-      self.path.mkdir(parents=True, exist_ok=True)
       for left in self.path.glob("*.partial.*"):  # by a kill
         left.unlink(missing_ok=True)
       self._write_json("settings.json", {**settings, "corpus": corpus})
@@ -286,20 +288,44 @@ def describe(value: Any) -> Any:
   return value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any],
+                may_change: Sequence[str] = MAY_CHANGE) -> dict[str, tuple[Any, Any]]:
+  """Dotted path -> (before, now) of the settings that differ; one file has several paths.
+
+  Args:
+    old, new: as `describe` gives them.
+    may_change: paths that are left out.
+  """
+  before, now = _leaves(old), _leaves(new)
+  return {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())
+          if _COPY.sub("model.backbone.", key) not in may_change
+          and not _are_same(before.get(key), now.get(key))}
+
+
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: pathlib.Path,
                 may_change: Sequence[str]) -> None:
-  before, now = _leaves(old), _leaves(new)
-  changed = [f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-             for key in sorted(before.keys() | now.keys())
-             if _COPY.sub("model.backbone.", key) not in may_change
-             and before.get(key) != now.get(key)]
+  found = differences(old, new, may_change)
+  changed = [f"{key} was {before!r}, is now {now!r}" for key, (before, now) in found.items()]
+  fix = "repeat that run's command, or give a new --gin.MODEL_DIR"
+  if any(key.endswith(".total_steps") for key in found):
+    # TRAIN_STEPS reaches the schedule too.
+    may_change = [name for name in may_change if name != "train_steps"]
+    fix += ("; its learning rate falls until TRAIN_STEPS, so with other steps those that are done "
+            "would have had other rates")
   if changed:
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     raise UserError("MODEL_DIR holds another run",
                     found=f"{path}: {'; '.join(changed[:_SHOWN])}{more}",
                     wanted="the settings it was started with (these may change: "
-                    + ", ".join(may_change) + ")",
-                    fix="repeat that run's command, or give a new --gin.MODEL_DIR")
+                    + ", ".join(may_change) + ")", fix=fix)
+
+
+def _are_same(before: Any, now: Any) -> bool:
+  if before == now:
+    return True
+  # A relative and an absolute path of one file; that its content has changed is found elsewhere.
+  return (isinstance(before, str) and isinstance(now, str) and os.path.exists(before)
+          and os.path.exists(now) and os.path.samefile(before, now))
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -108,6 +108,8 @@ def _evaluated(config: EvalConfig, report: Report) -> None:
     print(f"Of {report.counts['rows']:,} rows, {lost}.")
   for file in report.files:
     print(f"Wrote {file}")
+  if report.differs:
+    print(f"Not in the run's metrics.csv: it has other settings of {', '.join(report.differs)}.")
 
 
 def prompts_table(summary: Mapping[str, Any]) -> Table:

@@ -10,11 +10,14 @@ Of several `--prompt NAME=SOURCE`s the first run's settings hold, but for what i
 
 import ast
 import dataclasses
+import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning import config
+from prompt_tuning.checkpoints import run_prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.gin_files import Source
 
@@ -76,6 +79,17 @@ def find(command: str, files: Sequence[Source], bindings: Sequence[str],
                     wanted="the MODEL_DIR of a `prompt-tuning train` command",
                     fix="correct the path, or give the gin files of the model")
   return config.read_run((folder / FILE).absolute())
+
+
+def meant_elsewhere(run: Source, message: str) -> str:
+  """What to say of a message about paths that exist only from where the run was started; or ""."""
+  folder = pathlib.Path(run.label).parent
+  start = run_prompts.summary_of(folder).get("started_in")
+  texts = set(re.findall(r"'([^'\n]+)'", pathlib.Path(run.label).read_text(encoding="utf-8")))
+  if start and any(text in message and not os.path.exists(text)
+                   and os.path.exists(os.path.join(start, text)) for text in texts):
+    return f"the run in {folder} was started in {start}: its relative paths begin there"
+  return ""
 
 
 def _sets(macro: str, files: Sequence[Source], bindings: Sequence[str] = ()) -> bool:

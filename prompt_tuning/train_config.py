@@ -3,6 +3,7 @@
 import dataclasses
 
 from prompt_tuning import trees
+from prompt_tuning.checkpoints.leaves import dtype_of
 from prompt_tuning.distillation import Distillation
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSettings
@@ -10,6 +11,12 @@ from prompt_tuning.members import Member, Members
 from prompt_tuning.optimizers import Optimizer
 from prompt_tuning.run_config import ModelConfig, TaskConfig
 from prompt_tuning.train_state import LossConfig
+
+# Whole numbers, with the flag that sets each.
+_COUNTS = {"train_steps": "TRAIN_STEPS=100", "batch_size": "BATCH_SIZE=100",
+           "eval_period": "EVAL_PERIOD=100", "log_period": "LOG_PERIOD=100",
+           "prefetch": "train.TrainConfig.prefetch=4",
+           "patience": "PATIENCE=5, or None: never"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,7 @@ class TrainConfig:
     train_steps: TRAIN_STEPS, of this run.
     batch_size: BATCH_SIZE, rows a step over all devices.
     eval_period: EVAL_PERIOD, steps between evaluations; each one also saves.
-    log_period: steps between lines of metrics.csv.
+    log_period: LOG_PERIOD, steps between lines of metrics.csv.
     seed: RANDOM_SEED: of the data's order, and of all that has no seed of its own.
     loss: z-loss, label smoothing, and NUM_MICROBATCHES.
     prompt_seed: PROMPT_SEED, of where the prompt starts and of dropout; None: `seed`.
@@ -32,7 +39,7 @@ class TrainConfig:
     eval_settings: of the evaluations during training; None: none.
     best_metrics: BEST_METRICS, names of metrics whose mean on the validation rows chooses the best
       step and the best of several prompts; None: the accuracy, or the loss (`selection.py`).
-    patience: stop after this many evaluations without a better one; None: never.
+    patience: PATIENCE, stop after so many evaluations without a better one; None: never.
     prefetch: batches prepared ahead.
     export_dtype: EXPORT_DTYPE, of the `backbone/` folder that a run which trains one leaves.
   """
@@ -58,12 +65,13 @@ class TrainConfig:
   distillation: Distillation | None = None
 
   def __post_init__(self):
-    for name in ("train_steps", "batch_size", "eval_period", "log_period", "prefetch"):
+    for name, flag in _COUNTS.items():
       value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
+      if value is None and name == "patience":
+        continue
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"TrainConfig.{name} is not a count", found=repr(value),
-                        wanted="a whole number, 1 or more",
-                        fix=f"--gin.{name.upper()}=100")
+                        wanted="a whole number, 1 or more", fix=f"--gin.{flag}")
     pieces = self.loss.num_microbatches
     if self.batch_size % pieces:
       raise UserError("BATCH_SIZE cannot be split into microbatches",
@@ -90,6 +98,7 @@ class TrainConfig:
       raise UserError("This method reads the input, and packed rows hold several",
                       found=f"TaskConfig.pack = True and {type(self.model.prompt).__name__}",
                       wanted="an input a row", fix="leave run_config.TaskConfig.pack out")
+    dtype_of(self.export_dtype, "--gin.EXPORT_DTYPE")
     object.__setattr__(self, "trainable", trees.patterns_of(self.trainable))
     if self.members is not None and self.members.is_one:
       object.__setattr__(self, "members", None)

@@ -133,7 +133,9 @@ class Trainer:
     config.model.check()
     self.split = trees.plan_split(abstract_params(self.module), config.trainable)
     self._check_starts()
-    self.dir = RunDir(config.model_dir) if hosts.is_first() else ReadOnlyRunDir(config.model_dir)
+    # Each piece of a batch has dropout masks of its own; without dropout only the rounding changes.
+    fixed = ("loss.num_microbatches",) if self.module.has_dropout else ()
+    self.dir = (RunDir if hosts.is_first() else ReadOnlyRunDir)(config.model_dir, fixed)
     self.dir.check(self._settings())
     hosts.check_shared(config.model_dir)
     self.data = self._data()
@@ -307,7 +309,7 @@ class Trainer:
       "data": {"rows": self.data.examples_per_epoch, "long_inputs": self.data.report.long_inputs,
                "long_targets": self.data.report.long_targets, "by_task": self._counts(),
                "epochs": config.train_steps / max(self.data.steps_per_epoch, 1)},
-      "resumed_at": resumed, **environment(config.seed)}
+      "resumed_at": resumed, "started_in": str(pathlib.Path.cwd()), **environment(config.seed)}
 
   def _counts(self) -> dict[str, dict[str, Any]]:
     """Task -> split -> rows, and how many were left out or lose their end."""
@@ -413,9 +415,12 @@ class Trainer:
       "checkpoint": model.initial_checkpoint_path}, folder)
 
   def _keep_best(self, state: TrainState) -> None:
-    if self.counters["best_step"] == int(state.step):
+    if self.counters["best_step"] is None:  # Without evaluations the last is the best.
       self._write_best(state)
+    elif self.counters["best_step"] == int(state.step):
+      # The checkpoint first: it says which step the prompt beside it is of (`trained_model.py`).
       self.checkpoints.save(state, self.counters, best=True)
+      self._write_best(state)
 
   def _save(self, state: TrainState) -> None:
     # A resume repeats what comes before the last state is saved, and makes the best one of it. With

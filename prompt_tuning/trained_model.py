@@ -6,6 +6,7 @@ comes before the run's. A table says how many virtual tokens it has, so PROMPT_L
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -76,8 +77,9 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
     setting: what the prompt was given as, for the messages.
 
   Raises:
-    UserError: MODEL_DIR is not a run, or saved nothing; the model has a prompt and there is none to
-      fill it, or the other way round; the prompt or the checkpoint does not fit the model.
+    UserError: MODEL_DIR is not a run, or saved nothing, or not yet the backbone that belongs to its
+      prompt; the model has a prompt and there is none to fill it, or the other way round; the
+      prompt or the checkpoint does not fit the model.
   """
   is_own = False
   if model_dir is not None:
@@ -88,6 +90,7 @@ def find(config: ModelConfig, model_dir: str | None, prompt_file: str | None,
       raise UserError("The run in MODEL_DIR has saved nothing to evaluate", found=str(folder),
                       wanted="prompt.npy, prompt.safetensors or backbone/ in it",
                       fix="repeat its `prompt-tuning train` command; it resumes")
+    _check_backbone(folder, has_backbone)
     if has_backbone:
       config = dataclasses.replace(config, initial_checkpoint_path=str(folder))
     is_own = has_backbone and prompt_file is None
@@ -148,10 +151,49 @@ def seed_of(model_dir: str) -> int | None:
 
 
 def trained_step(model_dir: str) -> int:
-  """The step of the run's best parameters, as its summary says; 0 where it does not."""
+  """The step of the run's best parameters, the last ones of a run without evaluations.
+
+  Its checkpoints say so at any moment; of a folder that was copied without them, the summary.
+  """
+  saved = _checkpointed_step(_run(model_dir))
+  if saved is not None:
+    return saved
   found = run_prompts.summary_of(_run(model_dir))
   steps = (found.get("best_step"), found.get("steps"))
   return next((step for step in steps if step is not None), 0)
+
+
+def _checkpointed_step(folder: pathlib.Path) -> int | None:
+  for name in ("best", "last"):
+    # A second folder is the one before, or unfinished.
+    steps = [int(path.name) for path in (folder / "checkpoints" / name).glob("*")
+             if path.name.isdecimal()]
+    if not steps:
+      continue
+    # Of several prompts at once, each has a best step of its own.
+    counters = folder / "checkpoints" / name / str(max(steps)) / "counters" / "metadata"
+    best: int | None = json.loads(counters.read_text())["best_step"] if (
+      counters.is_file()) else None
+    return max(steps) if best is None else best
+  return None
+
+
+def _check_backbone(folder: pathlib.Path, has_backbone: bool) -> None:
+  """The backbone that a run trains is exported at its end; a kill leaves none, or an older one."""
+  settings = json.loads((folder / "settings.json").read_text())
+  saved = _checkpointed_step(folder)
+  if not settings.get("trainable") or saved is None:
+    return
+  exported = None
+  if has_backbone:
+    about = json.loads((folder / "backbone" / backbone_files.METADATA).read_text())
+    exported = about.get("step")
+  if exported != saved:
+    raise UserError("The run in MODEL_DIR was stopped before it wrote the backbone that it trained",
+                    found=f"{folder}: the best step is {saved}, "
+                    + (f"backbone/ is of step {exported}" if has_backbone else "without backbone/"),
+                    wanted=f"backbone/ of step {saved}",
+                    fix="repeat its `prompt-tuning train` command; it resumes")
 
 
 def _run(model_dir: str) -> pathlib.Path:

@@ -66,9 +66,9 @@ def backbone(seed: int):
     lambda path, leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
 
 
-def save_backbone(folder, seed: int = 3):
+def save_backbone(folder, seed: int = 3, **about):
   """Writes a random backbone as a checkpoint, and returns its parameters."""
   params = backbone(seed)
   backbone_files.save(folder, params, CONFIG, vocabulary=vocabularies.fingerprint("bytes"),
-                      about={})
+                      about=about)
   return params

@@ -77,7 +77,8 @@ def test_too_many_trimmed_rows_are_an_error_with_the_length_to_set(tmp_path):
     converter.check_truncation("toy", cache, LENGTHS, max_truncated_inputs=0.5)
   text = str(error.value)
   for part in ("inputs of 'toy'", "length of 4", "6 of 10", "100%: 10", "at most 50.00%",
-               'TASK_FEATURE_LENGTHS["inputs"] to 8', "max_truncated_inputs to 0.6"):
+               '--gin.TASK_FEATURE_LENGTHS="{\'inputs\': 8, \'targets\': 3}"',
+               "--gin.MAX_TRUNCATED_INPUTS=0.6"):
     assert part in text
   assert converter.check_truncation("toy", cache, LENGTHS, max_truncated_inputs=0.6)
   assert converter.check_truncation("toy", cache, {"inputs": 8, "targets": 3})

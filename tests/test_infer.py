@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from small_models import (
   save_prompt,
 )
 
-from prompt_tuning import decoding, generation, scoring
+from prompt_tuning import decoding, disk, generation, prompt_bank, scoring
 from prompt_tuning.errors import UserError
 from prompt_tuning.generation import Decoding
 from prompt_tuning.infer import InferConfig, infer
@@ -213,6 +214,26 @@ def test_bad_files(folder, content, message):
 def test_bad_settings(folder, changes, message):
   with pytest.raises(UserError, match=message):
     infer(settings(folder, **changes))
+
+
+def refuses(*args, **kwargs):
+  raise PermissionError(13, "Permission denied")
+
+
+def test_a_place_that_takes_no_files_is_found_before_the_weights_are_read(folder, monkeypatch):
+  monkeypatch.setattr(prompt_bank.Bank, "load", lambda *args: pytest.fail("weights were read"))
+  monkeypatch.setattr(disk.tempfile, "TemporaryFile", refuses)
+  with pytest.raises(UserError, match="OUTPUT_FILE cannot be written to\n.*Permission denied"):
+    infer(settings(folder))
+
+
+@pytest.mark.parametrize("error, raised", [(refuses, UserError), (lambda *args: 1 / 0,
+                                                                  ZeroDivisionError)])
+def test_an_error_leaves_no_part_of_the_output(folder, monkeypatch, error, raised):
+  monkeypatch.setattr(sys.modules["prompt_tuning.infer"], "_line", error)
+  with pytest.raises(raised):
+    infer(settings(folder))
+  assert not list(folder.glob("out.txt*"))
 
 
 def test_labels_that_the_method_cannot_write(folder):

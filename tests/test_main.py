@@ -197,15 +197,16 @@ def test_train(run):
     assert text in run.out
   for name in ("prompt.npy", "config.gin", "summary.json", "metrics.csv", "loss.png"):
     assert (run.folder / name).is_file()
+  assert json.loads((run.folder / "summary.json").read_text())["started_in"] == os.getcwd()
 
 
-def test_a_stopped_run_is_no_error(run, monkeypatch, capsys):
+def test_a_stopped_run_is_neither_done_nor_an_error(run, monkeypatch, capsys):
   outcome = train_module.Outcome({}, None, 1, True, {})
   monkeypatch.setattr(train_module, "train", lambda *args, **kwargs: outcome)
   code = main(["train", *run.flags, "--gin_file=runs/prompt_tune.gin",
                f"--gin.MODEL_DIR={run.root / 'new'}"])
   out = capsys.readouterr().out
-  assert code == 0 and "Stopped at step 1 of 30000" in out and "The same command resumes." in out
+  assert code == 75 and "Stopped at step 1 of 30000" in out and "The same command resumes." in out
 
 
 def test_eval_of_a_run_needs_its_folder_alone(run, capsys):
@@ -226,21 +227,46 @@ def test_eval_of_a_run_needs_its_folder_alone(run, capsys):
 
 
 def test_numbers_of_other_weights_or_rows_do_not_join_the_run_s(run, capsys):
-  before = (run.folder / "metrics.csv").read_text()
-  for change in ("--gin.FROZEN_DTYPE=int8", "--gin.MAX_EXAMPLES=3"):
-    out = run.root / "other"
-    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", f"--gin.OUTPUT_DIR={out}", change]) == 0
+  before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+  for change in ("FROZEN_DTYPE=int8", "MAX_EXAMPLES=3", f"PROMPT_FILE={run.folder}/prompt.npy"):
+    assert main(["eval", f"--gin.MODEL_DIR={run.folder}", "--gin.SPLIT=test",
+                 f"--gin.{change}"]) == 0
     config.clear()
-    assert (run.folder / "metrics.csv").read_text() == before
-    report = json.loads((out / "eval_your_data_validation.json").read_text())
-    assert (report["frozen_dtype"], report["max_examples"]) == (
-      ("int8", None) if "int8" in change else ("float32", 3))
+    assert "Not in the run's metrics.csv" in capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    assert before.items() <= after.items()
+    (report,) = (json.loads(after[name]) for name in after.keys() - before.keys()
+                 if name.startswith("eval_your_data_test_"))
+    (key,) = report["differs_from_the_run"]
+    assert key.rpartition(".")[2].upper() == change.partition("=")[0]
+    before = after
 
 
 def test_a_run_that_is_not_there(run, capsys):
   for command in ("eval", "infer", "merge"):
     assert main([command, f"--gin.MODEL_DIR={run.root / 'typo'}"]) == 2
     assert "MODEL_DIR holds no run" in (error := capsys.readouterr().err) and "typo" in error
+
+
+def test_relative_paths_of_a_run_begin_where_it_was_started(run, capsys, monkeypatch, tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  for name in ("settings.json", "prompt.npy"):
+    (folder / name).write_bytes((run.folder / name).read_bytes())
+  # The same run, as it would be if it had been started with paths from its root.
+  config_text = (run.folder / "config.gin").read_text().replace(f"{run.root}/", "")
+  (folder / "config.gin").write_text(config_text)
+  (folder / "summary.json").write_text(json.dumps({"started_in": str(run.root)}))
+  monkeypatch.chdir(tmp_path)
+  note = f"was started in {run.root}: its relative paths begin there"
+  assert main(["eval", "--gin.MODEL_DIR=run"]) == 2
+  error = capsys.readouterr().err
+  assert "train.tsv cannot be read" in error and note in error
+  # A mistake in another path is no matter of folders.
+  assert main(["eval", f"--gin.MODEL_DIR={run.folder}", "--gin.TEST_FILE=nowhere.tsv",
+               "--gin.SPLIT=test"]) == 2
+  error = capsys.readouterr().err
+  assert "nowhere.tsv" in error and "started in" not in error
 
 
 def test_a_number_may_name_a_folder(run, capsys, monkeypatch):
@@ -271,7 +297,7 @@ def test_eval_of_a_prompt_file(run, capsys):
 
 
 @pytest.mark.parametrize("change, message", [
-  (["--gin.SPLIT=tset"], "has no split 'tset'"),
+  (["--gin.SPLIT=tset"], "--gin.SPLIT, `train` --gin.evaluate.EvalSettings.split: did you"),
   (["--gin.MIXTURE_OR_TASK_NAME=docstring_libary", "--gin.TASK_SOURCE=None"],
    "did you mean 'docstring_library'"),
   (["--gin.METHOD=rnk"], "did you mean 'rank'"),

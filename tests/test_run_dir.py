@@ -154,6 +154,41 @@ def test_another_remat_resumes_whatever_holds_the_backbones_settings(tmp_path, m
     assert error.what == "MODEL_DIR holds another run" and "model.prompt." in error.found
 
 
+def claim_twice(folder, first, second, fixed=()):
+  made = RunDir(str(folder / "run"), fixed)
+  made.claim(first, "corpus")
+  made.log(0, "train", {"loss": 1.0})
+  made.close()
+  made.claim(second, "corpus")
+
+
+def test_more_steps_of_a_schedule_that_ends_at_them(tmp_path):
+  first, second = ({"train_steps": steps, "optimizer": {"learning_rate": {"total_steps": steps}}}
+                   for steps in (100, 200))
+  error = error_of(claim_twice, tmp_path, first, second)
+  assert "total_steps was 100, is now 200" in error.found and "train_steps" not in error.wanted
+  assert "falls until TRAIN_STEPS" in error.fix
+
+
+def test_pieces_of_a_batch_may_change_where_there_is_no_dropout(tmp_path):
+  one, two = ({"loss": {"num_microbatches": pieces}} for pieces in (1, 2))
+  claim_twice(tmp_path / "a", one, two)
+  error = error_of(claim_twice, tmp_path / "b", one, two, ("loss.num_microbatches",))
+  assert "loss.num_microbatches was 1" in error.found
+
+
+def test_an_absolute_path_of_the_same_file_is_the_same_setting(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("a.tsv", "b.tsv"):
+    (tmp_path / name).write_text("")
+  first = {"task": {"source": {"train_file": "a.tsv"}}}
+  claim_twice(tmp_path / "same", first, {"task": {"source": {
+    "train_file": str(tmp_path / "a.tsv")}}})
+  error = error_of(claim_twice, tmp_path / "other", first, {"task": {"source": {
+    "train_file": str(tmp_path / "b.tsv")}}})
+  assert "train_file was 'a.tsv'" in error.found
+
+
 def test_teachers_that_have_changed_are_another_run(tmp_path):
   made = RunDir(str(tmp_path / "run"))
   # It was started before their fingerprint was kept.
@@ -302,6 +337,16 @@ def test_a_full_disk_while_logging(run, monkeypatch):
   monkeypatch.setattr(run_dir.pathlib.Path, "open", full_disk)
   error = error_of(run.log, 4, "train", {"loss": 1.0})
   assert error.what == "No space is left while saving metrics.csv"
+
+
+def test_a_place_that_takes_no_files(run, tmp_path):
+  (tmp_path / "file").write_text("")
+  error = error_of(RunDir(str(tmp_path / "file" / "run")).claim, {}, "corpus")
+  assert error.what == "MODEL_DIR cannot be written to" and "--gin.MODEL_DIR" in error.fix
+  assert str(tmp_path / "file" / "run") in error.found
+  (run.path / "summary.json").mkdir()
+  error = error_of(run.write_summary, {})
+  assert error.what == "The disk does not take summary.json" and str(run.path) in error.found
 
 
 def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):

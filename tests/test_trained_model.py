@@ -54,6 +54,38 @@ def test_the_step_of_a_run(run, summary, step):
   assert trained_model.trained_step(str(run)) == step
 
 
+def save_step(run, name, step, counters):
+  folder = run / "checkpoints" / name / str(step) / "counters"
+  folder.mkdir(parents=True)
+  (folder / "metadata").write_text(json.dumps(counters))
+
+
+def test_the_step_of_a_run_that_goes_on_is_that_of_its_checkpoints(run):
+  (run / "summary.json").write_text("{}")
+  save_step(run, "last", 30, {"best_step": None})
+  assert trained_model.trained_step(str(run)) == 30
+  save_step(run, "best", 10, {"best_step": 10})
+  (run / "checkpoints/best/20.orbax-checkpoint-tmp").mkdir()
+  assert trained_model.trained_step(str(run)) == 10
+  # One of several prompts was better at 20, and the best of all is that of step 10.
+  save_step(run, "best", 20, {"best_step": 10})
+  assert trained_model.trained_step(str(run)) == 10
+
+
+def test_a_prompt_does_not_meet_a_backbone_of_another_step(run):
+  (run / "settings.json").write_text('{"trainable": ["encoder/.*"]}')
+  save_prompt(run / "prompt.npy")
+  save_step(run, "best", 20, {"best_step": 20})
+  for step, found in ((None, "without backbone/"), (10, "backbone/ is of step 10")):
+    if step is not None:
+      save_backbone(run / "backbone", step=step)
+    with pytest.raises(UserError, match="before it wrote the backbone") as caught:
+      trained_model.find(model(), str(run), None)
+    assert found in caught.value.found and "it resumes" in caught.value.fix
+  save_backbone(run / "backbone", step=20)
+  assert trained_model.find(model(), str(run), None).config.initial_checkpoint_path == str(run)
+
+
 def test_errors(run, tmp_path):
   with pytest.raises(UserError, match="has saved nothing to evaluate"):
     trained_model.find(model(), str(run), None)

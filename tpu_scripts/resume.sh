@@ -79,7 +79,7 @@ fi
 
 ! $opt_dry_run || die "A rehearsal has nothing to watch" "--watch --dry-run" "one of them" \
   "leave one out"
-attempts=0
+attempts=0 told=false
 while true; do
   state=$(tpu_state)
   what=''
@@ -90,6 +90,9 @@ while true; do
         if [[ $what == *"ended 2"* ]]; then
           die "The run stopped by a mistake in its settings" "$what" "a run that resumes" \
             "logs.sh tells which"
+        elif [[ $what == *"ended 75"* ]] && ! $told; then
+          # The run was told to stop: the TPU is about to go, and does not say so yet.
+          told=true what=''
         elif [[ $what != *running* && $what != *ended\ [1-9]* && $what != *"not started"* ]]; then
           say "The run has ended on every worker."
           exit 0
@@ -105,7 +108,7 @@ while true; do
   if [[ -n $what ]]; then
     ((attempts < opt_attempts)) || die "The run was brought back too often" "$attempts attempts" \
       "a run that ends" "see its log"
-    attempts=$((attempts + 1))
+    attempts=$((attempts + 1)) told=false
     say "$opt_name: $what; attempt $attempts"
     bring_back "$state"
   fi

@@ -178,16 +178,19 @@ def cast_reader(read: Callable[[str], np.ndarray], dtype: np.dtype | None
   return lambda name: read(name) if dtype is None else read(name).astype(dtype, copy=False)
 
 
-def dtype_of(name: str | None) -> np.dtype | None:
-  """The dtype of `convert --dtype`.
+def dtype_of(name: str | None, setting: str = "--dtype") -> np.dtype | None:
+  """The dtype that weights are stored in; None: their own.
+
+  Args:
+    setting: that named it, as it is written on a command line.
 
   Raises:
     UserError: weights are not stored in it.
   """
   if name is None or name in DTYPES:
     return None if name is None else DTYPES[name]
-  raise UserError("Weights are not stored in this dtype", found=name,
-                  wanted="one of " + ", ".join(DTYPES), fix="--dtype bfloat16")
+  raise UserError("Weights are not stored in this dtype", found=f"{setting}={name}",
+                  wanted="one of " + ", ".join(DTYPES), fix=f"{setting}=bfloat16")
 
 
 def damaged(path: object, why: object, *, wanted: str = "a whole checkpoint",

@@ -26,6 +26,7 @@ from prompt_tuning.experiments import plots, results, runner
 from prompt_tuning.experiments.grid import Cell, Grid, chosen, command_line
 from prompt_tuning.experiments.results import DONE, FAILED, Records
 from prompt_tuning.experiments.status import Status, note_of
+from prompt_tuning.hosts import STOPPED
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ def listing(grid: Grid, part: Part) -> None:
 
 
 def sweep(grid: Grid, part: Part) -> int:
-  """Runs what is wanted and not done; the exit code: 1 where a run failed.
+  """Runs what is wanted and not done.
+
+  Returns: the exit code, 75 where it was told to stop, 1 where a run failed.
 
   Raises:
     UserError: a flag, file or macro of any wanted run is wrong, or there are several hosts;
@@ -67,20 +70,21 @@ def sweep(grid: Grid, part: Part) -> int:
                     wanted="one host with all the accelerators that a run needs",
                     fix="start the commands that `sweep --list` shows on all hosts, one after the "
                     "other (docs/sweeps.md)")
-  failed = 0
+  failed, stopped = 0, False
   with Status(states, sys.stdout) as status:
     for cell in todo:
       status.started(cell.name)
       record, note = _run(grid, cell)
       if record is None:
         print("Stopped, and saved. The same command goes on.")
+        stopped = True
         break
       records.write(cell, record)
       failed += record["status"] == FAILED
       status.ended(cell.name, record["status"], note)
       records.collect(grid.cells())
   collect(grid)
-  return int(failed > 0)
+  return STOPPED if stopped else int(failed > 0)
 
 
 def collect(grid: Grid) -> None:

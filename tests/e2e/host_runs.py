@@ -21,7 +21,7 @@ import jax
 import matplotlib.figure  # noqa: F401  Imported here, it is there in every child.
 from toy_runs import PROMPT, SMALL, TOY, Folder
 
-from prompt_tuning import train_loop
+from prompt_tuning import hosts, train_loop
 from prompt_tuning.main import main
 
 LIMIT_SECONDS = 900
@@ -62,7 +62,7 @@ def child(arguments, devices, log, kill, cache):
       train_loop.Progress.advance = advance_and_die
     faulthandler.enable()  # A process that is ended for hanging says where it hung.
     code = main(arguments)
-    if code == 0 and jax.distributed.is_initialized():
+    if code in (0, hosts.STOPPED) and jax.distributed.is_initialized():
       jax.distributed.shutdown()
   except BaseException:
     traceback.print_exc()

@@ -9,7 +9,7 @@ import pytest
 from toy_runs import PROMPT, SMALL, TOY, Folder
 
 from prompt_tuning import config as gin_config
-from prompt_tuning import evaluate, run_report
+from prompt_tuning import evaluate, run_report, trained_model
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.errors import UserError
@@ -80,6 +80,7 @@ def test_what_the_run_leaves(folder, many, capsys, monkeypatch):
   assert "mean ± sd" in printed and "majority vote" in printed and "members.csv" in printed
   records = summary["table"]
   best = max(range(3), key=lambda i: (records[i]["accuracy"], -records[i]["label_loss"]))
+  assert trained_model.trained_step(str(folder.path / "many")) == summary["best_step"]
   assert summary["best_member"] == best and summary["best_step"] == records[best]["best_step"]
   assert folder.prompt_bytes("many") == (place / f"members/{best}/prompt.npy").read_bytes()
   assert np.array_equal(many.params["prompt"]["embedding"], folder.prompt("many"))

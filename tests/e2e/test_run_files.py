@@ -22,14 +22,13 @@ EVAL_PERIOD = 2
 BATCH_SIZE = 8
 TASK_FEATURE_LENGTHS = {'inputs': 32, 'targets': 32}
 MAX_TRUNCATED_INPUTS = 1.0
+MAX_TRUNCATED_TARGETS = 1.0
 pretraining.PretrainingMixture.docstrings = False
 pretraining.PretrainingMixture.length = 24
-run_config.TaskConfig.max_truncated_targets = 1.0
 evaluate.EvalSettings.max_examples = 16
 evaluate.EvalSettings.batch_size = 8
 optimizers.LinearDecay.warmup_steps = 1
-""".replace("from prompt_tuning import train\n",
-            "from prompt_tuning import optimizers\nfrom prompt_tuning import run_config\n")
+""".replace("from prompt_tuning import train\n", "from prompt_tuning import optimizers\n")
 
 
 def corpus(path, seed):

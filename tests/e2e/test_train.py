@@ -12,7 +12,16 @@ from run_differences import differences
 from safetensors.numpy import load_file, save_file
 from toy_runs import Folder
 
-from prompt_tuning import config, generation, partitioning, run_report, scoring, train_state, trees
+from prompt_tuning import (
+  config,
+  generation,
+  partitioning,
+  run_report,
+  scoring,
+  train_state,
+  trained_model,
+  trees,
+)
 from prompt_tuning import train_loop as train_module
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.errors import UserError
@@ -159,6 +168,7 @@ def test_what_a_run_leaves(folder, whole):
   assert summary["initialised"]["prompt"]["parameters"] == 4 * 16
   assert (summary["steps"], summary["interrupted"], summary["seed"]) == (8, False, 0)
   assert summary["best"] == whole[0].best.metrics and "jax" in summary["versions"]
+  assert trained_model._checkpointed_step(place) == summary["best_step"]
   steps = [(int(row[0]), row[1]) for row in folder.metrics("whole")[1:]]
   assert set(steps) == {(0, "validation"), (3, "train"), (4, "train"), (4, "validation"),
                         (6, "train"), (8, "train"), (8, "validation")}

@@ -88,7 +88,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_tried_again(sweep, capsys)
 
 def test_a_stopped_run_stops_the_sweep(sweep, capsys):
   sweep.stops = {"a-prompt-1"}
-  assert sweep() == 0 and sweep.ran == NAMES[:2]
+  assert sweep() == 75 and sweep.ran == NAMES[:2]
   assert "The same command goes on" in capsys.readouterr().out
   assert sweep.states() == {name: "not run" for name in NAMES} | {"a-prompt-0": "done"}
   sweep.stops = set()

@@ -108,6 +108,12 @@ def test_descriptions_for_other_launchers_are_read():
   # v5e-16 by 4x4 is four hosts of four chips.
   assert pods["parallelism"] == pods["completions"] == 16 // container["resources"]["limits"][
     "google.com/tpu"]
+  (volume,) = pods["template"]["spec"]["volumes"]
+  options = volume["csi"]["volumeAttributes"]["mountOptions"].split(",")
+  # Those of install.sh; GKE's driver takes this one by its name in gcsfuse's configuration file.
+  install = (SCRIPTS / "on_worker/install.sh").read_text()
+  assert "--metadata-cache-ttl-secs 0" in install and "metadata-cache:ttl-secs:0" in options
+  assert all(f"--{option.replace('=', ' ')} " in install for option in options if ":" not in option)
   sky = yaml.safe_load((SCRIPTS / "sky.yaml").read_text())
   commands = [" ".join(container["command"]), sky["run"],
               (SCRIPTS / "slurm.sbatch").read_text()]
@@ -397,6 +403,23 @@ def test_watch_brings_it_back_until_the_run_has_ended(cloud):
   done = cloud.ok("resume", "--watch")
   assert verbs(cloud) == ["ssh", "delete", "create", "scp", "ssh", "ssh", "ssh", "ssh"]
   assert "ended on every worker" in done.stderr
+
+
+def test_watch_does_not_take_a_run_that_was_told_to_stop_for_done(cloud):
+  """SIGTERM is seen a moment before the TPU is PREEMPTED; or, as by hand, nothing is preempted."""
+  launched(cloud)
+  for state in ("READY", "PREEMPTED"):
+    cloud.answer("tpu-vm describe", state, times=1)
+  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
+  cloud.answer("tpu-vm describe", "READY")
+  cloud.answer("status.sh", "a: ended 75\nb: running", times=1)
+  for _ in range(2):
+    cloud.answer("status.sh", "a: ended 75\nb: ended 75", times=1)
+  cloud.answer("status.sh", "a: ended 0\nb: ended 0")
+  cloud.ok("resume", "--watch")
+  assert verbs(cloud)[:6] == ["ssh", "delete", "create", "scp", "ssh", "ssh"]
+  assert [words[1].rpartition("/")[2] for words in cloud.remote()][-4:] == [
+    "status.sh", "status.sh", "start.sh", "status.sh"]
 
 
 def test_watch_starts_a_crashed_run_again_but_not_one_with_a_mistake(cloud):
