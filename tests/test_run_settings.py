@@ -102,7 +102,7 @@ def test_labels_and_lengths_are_those_of_each_run_in_any_order(tmp_path):
 def test_labels_of_the_command_line_and_of_files_outrank_those_of_runs(tmp_path):
   runs = {"a": save_run(tmp_path, "a"), "b": save_run(tmp_path, "b", labels=("1", "2"))}
   assert of_prompts(tmp_path, **runs).labels == {"a": ("yes", "no"), "b": ("1", "2")}
-  assert of_prompts(tmp_path, "--gin.LABELS={'b': ['x', 'y']}", **runs).labels == {"b": ["x", "y"]}
+  assert of_prompts(tmp_path, "--gin.LABELS={'b': ['x', 'y']}", **runs).labels == {"b": ("x", "y")}
   assert of_prompts(tmp_path, "--gin.LABELS=None", **runs).labels is None
   (tmp_path / "mine.gin").write_text("LABELS = {'a': ['x', 'y']}\n")
   assert of_prompts(tmp_path, files=[tmp_path / "mine.gin"], **runs).labels == {"a": ["x", "y"]}
