@@ -105,7 +105,7 @@ def test_labels_of_the_command_line_and_of_files_outrank_those_of_runs(tmp_path)
   assert of_prompts(tmp_path, "--gin.LABELS={'b': ['x', 'y']}", **runs).labels == {"b": ("x", "y")}
   assert of_prompts(tmp_path, "--gin.LABELS=None", **runs).labels is None
   (tmp_path / "mine.gin").write_text("LABELS = {'a': ['x', 'y']}\n")
-  assert of_prompts(tmp_path, files=[tmp_path / "mine.gin"], **runs).labels == {"a": ["x", "y"]}
+  assert of_prompts(tmp_path, files=[tmp_path / "mine.gin"], **runs).labels == {"a": ("x", "y")}
   with pytest.raises(UserError, match="do not say which task they are of(.|\n)*{'a': .'x', 'y'.}"):
     of_prompts(tmp_path, "--gin.LABELS=['x', 'y']", **runs)
   assert of_prompts(tmp_path, "--gin.LABELS=['x', 'y']", a=runs["a"]).labels == ("x", "y")
