@@ -4,8 +4,9 @@
 
 Symmetric: a scale is the largest absolute value of its part over 127 or 7 (the round-to-nearest
 baseline of Dettmers et al. 2022, arXiv 2208.07339, section 2.1). A part is a kernel's column (all
-that is summed into one output), a row of the token table, or a group of so many numbers of it. The
-pair stands in the tree under the leaf's own name, so patterns and converters see one leaf.
+that is summed into one output), a row of the token table, or a group of numbers of it: of as many
+as FROZEN_DTYPE says, or the most below that divide it. The pair stands in the tree under the leaf's
+own name, so patterns and converters see one leaf.
 
 With a scale a column, `y = (x @ values) * scales`, `dx = (dy * scales) @ values.T`: the weight is
 never scaled, only cast where the product reads it. In groups the weight of one layer is made within
@@ -17,7 +18,6 @@ are values and scales as here. So the fifty lines that are left are ours.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Scheme:
 
   Attributes:
     bits: 8 or 4.
-    group: numbers that share a scale; None: all that are summed into one output.
+    group: how many numbers share a scale at most; None: all that are summed into one output.
   """
 
   bits: int
@@ -54,8 +54,9 @@ class Scheme:
     return 2 ** (self.bits - 1) - 1
 
   def groups(self, size: int) -> int:
-    """Of an axis, which a group divides (`check`)."""
-    return size // self.group if self.group else 1
+    """Of an axis: equal ones, as large as they may be."""
+    most = size if self.group is None else min(self.group, size)
+    return size // max(n for n in range(1, most + 1) if size % n == 0)
 
 
 @struct.dataclass
@@ -102,27 +103,21 @@ def scheme_of(stored: str) -> Scheme | None:
 
 
 def check(stored: str, config: T5Config) -> None:
-  """Checks that FROZEN_DTYPE is a type, and that its groups divide what is summed over.
+  """Checks that FROZEN_DTYPE is a type, and that there are groups of what is summed over.
 
   Raises:
-    UserError: they do not.
+    UserError: it is none, or no number of 2 up to the group's divides an axis.
   """
   scheme = scheme_of(stored)
-  if scheme is None or scheme.group is None:
-    return
   axes = {"D": config.emb_dim, "heads x K": config.num_heads * config.head_dim,
           "F": config.mlp_dim}
-  group = scheme.group
-  odd = {name: size for name, size in axes.items() if size % group}
-  if odd:
-    common = math.gcd(*axes.values())
-    fitting = [size for size in range(2, common + 1) if common % size == 0]
-    nearest_size = min(fitting, key=lambda size: abs(size - group), default=None)
-    raise UserError("The groups of FROZEN_DTYPE do not divide the weights",
-                    found=f"{stored!r} and " + ", ".join(f"{n} = {s}" for n, s in odd.items()),
-                    wanted=f"a divisor of {common}",
-                    fix=f"--gin.FROZEN_DTYPE={stored.partition('/')[0]}"
-                    + (f"/{nearest_size}" if nearest_size else ""))
+  for name, size in axes.items():
+    if scheme is not None and scheme.groups(size) == size > 1:
+      raise UserError("FROZEN_DTYPE's groups do not fit the weights",
+                      found=f"{stored!r}, and nothing of 2 to {scheme.group} divides "
+                      f"{name} = {size}",
+                      wanted="larger groups, or one scale an output",
+                      fix=f"--gin.FROZEN_DTYPE={stored.partition('/')[0]}")
 
 
 def scheme_like(leaf: Quantized, axis: int) -> Scheme:

@@ -184,12 +184,12 @@ def test_the_old_folder_survives_a_full_disk(folder, monkeypatch, failure):
   assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
 
 
-def test_other_errors_of_the_system_pass_through(folder, monkeypatch):
+def test_a_place_that_takes_no_files(folder, monkeypatch):
   def denied(*args):
     raise PermissionError("not yours")
 
   monkeypatch.setattr(safetensors_file, "write", denied)
-  with pytest.raises(PermissionError):
+  with pytest.raises(UserError, match="The disk does not take a backbone\n.*model: not yours"):
     backbone.save(folder, PARAMS, CONFIG, vocabulary="", about={})
 
 

@@ -15,6 +15,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.prompted import PromptedT5, abstract_params
 from prompt_tuning.quantization import Quantized, Scheme
+from prompt_tuning.run_config import ModelConfig
 from prompt_tuning.t5 import T5
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 8, 6)).astype(np.float32)
@@ -34,7 +35,8 @@ def by_definition(weight, bits, groups):
   return found
 
 
-@pytest.mark.parametrize("bits,group,groups", [(8, None, 1), (8, 4, 2), (4, None, 1), (4, 2, 4)])
+@pytest.mark.parametrize("bits,group,groups", [(8, None, 1), (8, 4, 2), (4, None, 1), (4, 2, 4),
+                                               (4, 5, 2)])
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_values_and_scales_by_definition(bits, group, groups, xp):
   made = quantization.quantize(xp.asarray(WEIGHT), Scheme(bits, group), -2, xp)
@@ -147,12 +149,18 @@ def test_an_unknown_type_is_an_error(stored):
   assert "'int4/64'" in str(error.value)
 
 
-@pytest.mark.parametrize("stored, fix", [("int4/5", "int4/4"), ("int8/32", "int8/16")])
-def test_groups_that_do_not_divide_the_weights_are_an_error(stored, fix):
-  """D = 16, heads x K = 16, F = 32."""
-  with pytest.raises(UserError, match="groups of FROZEN_DTYPE") as error:
-    small_models.model(frozen_dtype=stored)
-  assert f"--gin.FROZEN_DTYPE={fix}" in str(error.value)
+@pytest.mark.parametrize("size, group, groups", [
+  (512, 64, 8), (512, 100, 8), (15, 4, 5), (16, 100, 1), (16, None, 1), (7, 4, 7)])
+def test_groups_are_equal_and_as_large_as_they_may_be(size, group, groups):
+  assert Scheme(4, group).groups(size) == groups
+
+
+def test_weights_that_have_no_groups_are_an_error():
+  odd = dataclasses.replace(small_models.CONFIG, mlp_dim=17)
+  with pytest.raises(UserError, match="nothing of 2 to 4 divides F = 17") as error:
+    ModelConfig(backbone=odd, initial_checkpoint_path="random", frozen_dtype="int8/4")
+  assert "--gin.FROZEN_DTYPE=int8" in str(error.value)
+  ModelConfig(backbone=odd, initial_checkpoint_path="random", frozen_dtype="int8")
 
 
 @pytest.mark.parametrize("trained", ["table", "output"])
