@@ -1,14 +1,17 @@
 """Files that a kill or a full disk leaves as they were, or new and whole."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prompt_tuning.errors import UserError
 
@@ -50,6 +53,22 @@ def check_writable(folder: str | pathlib.Path, setting: str) -> None:
     raise UserError(f"{setting} cannot be written to", found=f"{folder}: {first_line(error)}",
                     wanted="a folder with room in it, that this user may write to",
                     fix=f"give another --gin.{setting}, or correct the folder") from error
+
+
+def cache_home() -> pathlib.Path:
+  """Where what can be made again is kept: `$PROMPT_TUNING_CACHE`, else ~/.cache/prompt_tuning."""
+  return pathlib.Path(os.environ.get("PROMPT_TUNING_CACHE")
+                      or pathlib.Path.home() / ".cache/prompt_tuning")
+
+
+def write_table(path: pathlib.Path, columns: Sequence[str],
+                rows: Iterable[Mapping[str, Any]]) -> None:
+  """Replaces a CSV file in one step; None and what a row lacks are empty."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -140,11 +140,8 @@ def _write(folder: pathlib.Path, config: EvalConfig, trained: trained_model.Trai
   files = [folder / f"eval_{name}.json"]
   write_text(files[0], json.dumps(about, indent=2, sort_keys=True) + "\n")
   if result.predictions:
-    rows = zip(result.inputs, result.targets, result.predictions, strict=True)
-    lines = [json.dumps({"input": i, "target": t, "prediction": p}, ensure_ascii=False)
-             for i, t, p in rows]
     files.append(folder / f"predictions_{name}.jsonl")
-    write_text(files[1], "\n".join(lines) + "\n")
+    write_text(files[1], result.lines())
   return files
 
 

@@ -10,6 +10,7 @@ All arrays a step sees have one shape a run, so each function compiles once (`sc
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,12 @@ class Result:
   targets: list[str]
   predictions: list[str]
   log_probs: np.ndarray | None = None
+
+  def lines(self) -> str:
+    """Input, target and prediction of every row, as lines of JSON."""
+    rows = zip(self.inputs, self.targets, self.predictions, strict=True)
+    return "".join(json.dumps({"input": i, "target": t, "prediction": p}, ensure_ascii=False) + "\n"
+                   for i, t, p in rows)
 
 
 class Evaluator:

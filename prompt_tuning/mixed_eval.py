@@ -240,10 +240,6 @@ def _write(config: MixedEvalConfig, reports: Mapping[str, TaskReport]) -> list[p
   files = [folder / f"eval_prompts_{split}.json"]
   write_text(files[0], json.dumps(about, indent=2, sort_keys=True) + "\n")
   for name, report in reports.items():
-    result = report.result
-    rows = zip(result.inputs, result.targets, result.predictions, strict=True)
-    lines = [json.dumps({"input": i, "target": t, "prediction": p}, ensure_ascii=False)
-             for i, t, p in rows]
     files.append(folder / f"predictions_{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}_{split}.jsonl")
-    write_text(files[-1], "\n".join(lines) + "\n")
+    write_text(files[-1], report.result.lines())
   return files

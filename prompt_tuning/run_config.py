@@ -6,7 +6,6 @@ weights come from; `TaskConfig` says the data and its lengths.
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from prompt_tuning import hosts, placement, quantization, trees
 from prompt_tuning.checkpoints import hf_files, hub, loading, method_files, peft, prompt_files
 from prompt_tuning.checkpoints.leaves import Reader
+from prompt_tuning.disk import cache_home
 from prompt_tuning.errors import UserError
 from prompt_tuning.interfaces import T5Config
 from prompt_tuning.layouts import Layout, layout_of
@@ -302,7 +302,4 @@ class TaskConfig:
 
   def folder(self) -> pathlib.Path:
     """Where token caches are kept."""
-    if self.cache_dir is not None:
-      return pathlib.Path(self.cache_dir)
-    home = os.environ.get("PROMPT_TUNING_CACHE") or pathlib.Path.home() / ".cache/prompt_tuning"
-    return pathlib.Path(home) / "tokens"
+    return cache_home() / "tokens" if self.cache_dir is None else pathlib.Path(self.cache_dir)

@@ -15,7 +15,6 @@ Of many prompts at once (`members.py`) `prompt.npy` is the best one's, and there
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -29,7 +28,7 @@ import jax
 import numpy as np
 
 from prompt_tuning.checkpoints import method_files
-from prompt_tuning.disk import check_local, check_writable, report_full, write_text
+from prompt_tuning.disk import check_local, check_writable, report_full, write_table, write_text
 from prompt_tuning.errors import UserError
 
 # Settings that a resumed run may change: they move no number that is already computed. What is said
@@ -164,12 +163,8 @@ class RunDir:
   def write_table(self, name: str, columns: Sequence[str],
                   rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a CSV file; None and what a row lacks are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     with self._saving(name):
-      write_text(self.path / name, text.getvalue())
+      write_table(self.path / name, columns, rows)
 
   def forget_after(self, step: int, evaluated: int) -> None:
     """Drops the metrics that a resumed run will compute again.

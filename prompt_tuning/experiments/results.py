@@ -19,15 +19,14 @@
 """
 
 import csv
-import io
 import json
 import pathlib
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.disk import write_text
+from prompt_tuning.disk import write_table, write_text
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments.grid import Cell, Grid, command_line
 
@@ -98,15 +97,6 @@ class Records:
     write_table(folder / "results.csv", columns, rows)
     write_table(folder / "curves.csv", _CURVES, curves)
     return rows, curves
-
-
-def write_table(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-  """Writes a CSV file; None and what a row lacks are empty."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, columns, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  write_text(path, text.getvalue())
 
 
 def read_table(path: pathlib.Path) -> list[Row]:

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from prompt_tuning import config
+from prompt_tuning.disk import cache_home
 from prompt_tuning.errors import UserError
 
 # A compiler that meets no chip: it asks no metadata server, and shares libtpu with other processes.
@@ -67,5 +68,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cache_folder() -> pathlib.Path:
-  home = os.environ.get("PROMPT_TUNING_CACHE") or pathlib.Path.home() / ".cache/prompt_tuning"
-  return pathlib.Path(home) / "plans"
+  return cache_home() / "plans"

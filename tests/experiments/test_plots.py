@@ -4,8 +4,9 @@ import matplotlib
 import numpy as np
 import pytest
 
+from prompt_tuning.disk import write_table
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments import plots, results
+from prompt_tuning.experiments import plots
 
 matplotlib.use("Agg")
 SIZES = {"a": 1e5, "b": 1e6, "c": 3e6}
@@ -118,7 +119,7 @@ def test_training_curves_are_the_validation_metric():
 
 def test_figures_come_from_the_files_alone(tmp_path):
   rows = table()
-  results.write_table(tmp_path / "results.csv", list(rows[0]), rows)
+  write_table(tmp_path / "results.csv", list(rows[0]), rows)
   drawn = plots.draw_all(tmp_path / "results.csv", tmp_path / "out")
   assert [path.name for path in drawn] == ["score_by_size.png", "trained_parameters.png"]
   for path in drawn:
