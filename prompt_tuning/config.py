@@ -59,7 +59,7 @@ class _Loaded:
 
   Attributes:
     settings: key -> the setting that won.
-      targets: canonical selector -> class or function.
+    targets: canonical selector -> class or function.
   """
 
   settings: dict[str, Setting] = dataclasses.field(default_factory=dict)

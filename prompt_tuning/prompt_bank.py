@@ -98,6 +98,7 @@ class Group:
 @dataclasses.dataclass(frozen=True)
 class Bank:
   """Attributes:
+    config: the model that serves.
     groups: see `Group`.
     tasks: name -> (group, row of its bank) of each of its prompts, in the order given.
   """

@@ -34,6 +34,7 @@ class Row:
     fits: the compiler took it (TPU), or its peak is below the memory (GPU).
     hbm_gib, peak_gib, argument_gib, temp_gib: memory of a device, and of the program on it. Of a
       program that was refused the peak is what it would have used, as the compiler says.
+    trained_gib: what is trained and its optimizer state, over all devices.
     lower_bound_gib: all frozen weights, each stored on one device alone.
     matmul_tflops: operations (10^12) of products, recomputation included; None of a program that
       was refused.
