@@ -29,8 +29,9 @@ pytestmark = pytest.mark.parity
 GOLDEN = hf_folders.GOLDEN
 REGENERATE = "to regenerate: python tests/golden/make_hf_t5.py"
 VERSIONS = hf_folders.VERSIONS
-# Of the largest absolute value.
-TOLERANCE = 1e-5
+# Of the largest absolute value: float32 sums in another order. A live torch with MKL's kernels was
+# 1.1e-5 off on an Intel CPU.
+TOLERANCE = 2e-5
 # U of the decoder inputs; greedy generation is shorter.
 CACHE_LENGTH = 13
 
