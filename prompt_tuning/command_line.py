@@ -9,9 +9,6 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.gin_files import Source
 from prompt_tuning.native_logs import quiet_imports
 
-# The commands that can take a run's own settings.
-_OF_RUNS = ("eval", "eval_prompts", "infer", "merge")
-
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:

@@ -74,20 +74,14 @@ class Report:
   differs: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
 
-def evaluate_run(config: EvalConfig) -> Report:
-  """Checks, loads, evaluates, writes.
-
-  Raises:
-    UserError: a setting, a file or the data is wrong.
-  """
-  return evaluate_runs([config])[0]
-
-
 def evaluate_runs(configs: Sequence[EvalConfig]) -> list[Report]:
-  """The same of several tasks or splits: all are checked first, weights are loaded once.
+  """Evaluates tasks or splits: checks all, loads weights once, evaluates, writes.
 
   Args:
     configs: alike but for task and split.
+
+  Raises:
+    UserError: a setting, a file or the data is wrong.
   """
   config = configs[0]
   output = config.output_dir or config.model_dir

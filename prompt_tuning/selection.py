@@ -1,8 +1,8 @@
 """Which evaluation of a run is its best one: by which metrics, and in which direction.
 
-Lester et al. 2021 (section 3) choose by the metric of the data set, or by the mean of several.
-Without BEST_METRICS it is the accuracy where there are labels, of equal ones (of the majority
-class, say) the one with the smaller label loss; else the loss.
+Lester et al. 2021 stop early on the development metric. Of two metrics it is the mean here, as GLUE
+and SuperGLUE count such a task. Without BEST_METRICS it is the accuracy where there are labels, of
+equal ones (of the majority class, say) the one with the smaller label loss; else the loss.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from small_models import model, save_backbone, save_prompt
 
 from prompt_tuning import eval_mixture
 from prompt_tuning.errors import UserError
-from prompt_tuning.eval_run import EvalConfig, evaluate_run
+from prompt_tuning.eval_run import EvalConfig, evaluate_runs
 from prompt_tuning.evaluate import EvalSettings, Evaluator
 from prompt_tuning.run_config import TaskConfig
 from prompt_tuning.tasks.spec import MixtureSpec, TaskSpec
@@ -83,7 +83,7 @@ def test_each_task_as_by_itself_in_any_order(evaluate):
                            ("two", "validation_mismatched")]
   for key, split in metrics:
     task = both.task(key)
-    alone = evaluate_run(evaluate(task.name, eval_mixture.Given(task), split=split))
+    alone, = evaluate_runs([evaluate(task.name, eval_mixture.Given(task), split=split)])
     assert alone.result.metrics == metrics[key, split]
     assert alone.result.metrics["examples"] == 7 - split.endswith("mismatched")
   # Neither the order of the tasks nor that of their rows matters.

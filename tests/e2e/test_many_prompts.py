@@ -13,7 +13,7 @@ from prompt_tuning import evaluate, run_report, trained_model
 from prompt_tuning.checkpoints import backbone as backbone_files
 from prompt_tuning.checkpoints.trained import TrainedCheckpoints
 from prompt_tuning.errors import UserError
-from prompt_tuning.eval_run import EvalConfig, evaluate_run
+from prompt_tuning.eval_run import EvalConfig, evaluate_runs
 from prompt_tuning.evaluate import EvalSettings, Evaluator, Result
 from prompt_tuning.prompts.initializers import SampledVocabulary, Uniform
 from prompt_tuning.tasks import vocabularies
@@ -92,9 +92,9 @@ def test_what_the_run_leaves(folder, many, capsys, monkeypatch):
   # The files that eval reads are those of a run of one prompt.
   config = folder.config("many", **MANY)
   shutil.copytree(place, folder.path / "copy")
-  report = evaluate_run(EvalConfig(model=config.model, task=config.task,
-                                   model_dir=str(folder.path / "copy"),
-                                   eval_settings=EvalSettings()))
+  report, = evaluate_runs([EvalConfig(model=config.model, task=config.task,
+                                      model_dir=str(folder.path / "copy"),
+                                      eval_settings=EvalSettings())])
   assert report.result.metrics == pytest.approx(summary["best"], rel=1e-5)
 
 

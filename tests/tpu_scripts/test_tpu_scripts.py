@@ -392,12 +392,17 @@ def test_resume_that_cannot_create_keeps_what_it_knows(cloud):
   assert (cloud.folder / ".config/prompt_tuning/tpu/pod/launch").exists()
 
 
-def test_watch_brings_it_back_until_the_run_has_ended(cloud):
+def preempted_once(cloud):
+  """A launched TPU that is READY, then PREEMPTED, then gone, and READY when it is made again."""
   launched(cloud)
   for state in ("READY", "PREEMPTED"):
     cloud.answer("tpu-vm describe", state, times=1)
   cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
   cloud.answer("tpu-vm describe", "READY")
+
+
+def test_watch_brings_it_back_until_the_run_has_ended(cloud):
+  preempted_once(cloud)
   cloud.answer("status.sh", "a: running\nb: running", times=1)
   cloud.answer("status.sh", "a: ended 0\nb: ended 0")
   done = cloud.ok("resume", "--watch")
@@ -407,11 +412,7 @@ def test_watch_brings_it_back_until_the_run_has_ended(cloud):
 
 def test_watch_does_not_take_a_run_that_was_told_to_stop_for_done(cloud):
   """SIGTERM is seen a moment before the TPU is PREEMPTED; or, as by hand, nothing is preempted."""
-  launched(cloud)
-  for state in ("READY", "PREEMPTED"):
-    cloud.answer("tpu-vm describe", state, times=1)
-  cloud.answer("tpu-vm describe", "NOT_FOUND", code=1, times=1)
-  cloud.answer("tpu-vm describe", "READY")
+  preempted_once(cloud)
   cloud.answer("status.sh", "a: ended 75\nb: running", times=1)
   for _ in range(2):
     cloud.answer("status.sh", "a: ended 75\nb: ended 75", times=1)
